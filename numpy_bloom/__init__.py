@@ -1,0 +1,13 @@
+"""The BLOOM language model as a forward pass in plain NumPy.
+
+import numpy_bloom
+
+with numpy_bloom.load() as model:  # the demo model
+    for token in model.generate("Todos los seres humanos nacen"):
+        print(token.text, end="")
+"""
+
+from numpy_bloom.bloom import Bloom, load
+from numpy_bloom.errors import NumpyBloomError
+
+__all__ = ["Bloom", "NumpyBloomError", "load"]

@@ -1,0 +1,8 @@
+"""The one exception that numpy-bloom raises on purpose."""
+
+
+class NumpyBloomError(Exception):
+    """Something a user can act on: its text names the thing, what was expected, and the way out.
+
+    Commands print the text as one line and exit with code 1; a traceback means a bug.
+    """

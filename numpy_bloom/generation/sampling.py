@@ -1,0 +1,143 @@
+"""From the logits of one position to the next token.
+
+The options and their order are those of transformers' logits processors: repetition penalty,
+temperature, top-k, top-p, min-p. Each step is a function of logits (V,) that sets what it
+rules out to -inf.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.model.primitives import softmax
+from numpy_bloom.weights.dtypes import Floats
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How the next token is chosen. Without any option: greedily, the likeliest one.
+
+    Attributes:
+        temperature: the logits are divided by it; 0 is greedy. Default: 1 if `top_k`, `top_p` or
+            `min_p` is given, else 0.
+        top_k: keep the k likeliest tokens.
+        top_p: keep the fewest likeliest tokens whose probabilities add up to p (nucleus sampling,
+            Holtzman et al. 2019, https://arxiv.org/abs/1904.09751).
+        min_p: keep tokens with at least this fraction of the likeliest one's probability
+            (Nguyen et al. 2024, https://arxiv.org/abs/2407.01082).
+        repetition_penalty: logits of tokens that occurred are divided by it if positive, else
+            multiplied (Keskar et al. 2019, https://arxiv.org/abs/1909.05858); 1 changes nothing.
+        seed: makes the draws repeatable.
+
+    Raises:
+        NumpyBloomError: a value is out of range; the message names the interval.
+    """
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        top_p_positive = self.top_p is None or 0 < self.top_p <= 1
+        checks = [
+            ("temperature", self.temperature, "[0, inf)", _within(self.temperature, 0, np.inf)),
+            ("top_k", self.top_k, "[1, inf), whole", _within(self.top_k, 1, np.inf)),
+            ("top_p", self.top_p, "(0, 1]", top_p_positive),
+            ("min_p", self.min_p, "[0, 1]", _within(self.min_p, 0, 1)),
+            (
+                "repetition_penalty",
+                self.repetition_penalty,
+                "(0, inf)",
+                0 < self.repetition_penalty < np.inf,
+            ),
+            ("seed", self.seed, "[0, inf), whole", _within(self.seed, 0, np.inf)),
+        ]
+        for name, value, interval, holds in checks:
+            if not holds:
+                raise NumpyBloomError(f"{name} is {value}; expected a value in {interval}")
+
+    @property
+    def effective_temperature(self) -> float:
+        """The temperature with its default filled in."""
+        if self.temperature is not None:
+            return self.temperature
+        return 0.0 if self.top_k is self.top_p is self.min_p is None else 1.0
+
+
+def _within(value: float | None, low: float, high: float) -> bool:
+    return value is None or (low <= value <= high and value < np.inf)
+
+
+def penalize_repetition(logits: Floats, ids: npt.ArrayLike, penalty: float) -> Floats:
+    """Make the tokens of `ids` less likely (if penalty > 1)."""
+    logits = logits.copy()
+    seen = np.unique(np.asarray(ids, dtype=np.int64))
+    scores, factor = logits[seen], np.float32(penalty)
+    logits[seen] = np.where(scores < 0, scores * factor, scores / factor)
+    return logits
+
+
+def keep_top_k(logits: Floats, k: int) -> Floats:
+    """Keep the k largest logits, and all that are equal to the k-th."""
+    k = min(k, len(logits))
+    return _keep(logits, logits >= np.partition(logits, -k)[-k])
+
+
+def keep_top_p(logits: Floats, p: float) -> Floats:
+    """Drop the least likely tokens as long as their probabilities add up to no more than 1 - p."""
+    order = np.argsort(logits, kind="stable")  # ascending
+    dropped = np.cumsum(softmax(logits[order])) <= 1 - p
+    dropped[-1] = False
+    kept = np.empty_like(dropped)
+    kept[order] = ~dropped
+    return _keep(logits, kept)
+
+
+def keep_min_p(logits: Floats, p: float) -> Floats:
+    """Keep tokens with at least p times the probability of the likeliest."""
+    probabilities = softmax(logits)
+    return _keep(logits, probabilities >= np.float32(p) * probabilities.max())
+
+
+def _keep(logits: Floats, kept: npt.NDArray[np.bool_]) -> Floats:
+    return np.where(kept, logits, np.float32(-np.inf))
+
+
+def next_token_distribution(logits: Floats, ids: npt.ArrayLike, options: SamplingOptions) -> Floats:
+    """The probabilities from which the next token is drawn.
+
+    Args:
+        logits: (V,) float32.
+        ids: the sequence so far, prompt included.
+
+    Returns:
+        (V,) float32 with sum 1; with temperature 0 a single 1.
+    """
+    if options.repetition_penalty != 1:
+        logits = penalize_repetition(logits, ids, options.repetition_penalty)
+    temperature = options.effective_temperature
+    if temperature == 0:
+        certain = np.zeros_like(logits)
+        certain[logits.argmax()] = 1
+        return certain
+    logits = logits / np.float32(temperature)
+    if options.top_k is not None:
+        logits = keep_top_k(logits, options.top_k)
+    if options.top_p is not None and options.top_p < 1:
+        logits = keep_top_p(logits, options.top_p)
+    if options.min_p is not None:
+        logits = keep_min_p(logits, options.min_p)
+    return softmax(logits)
+
+
+def draw(probabilities: Floats, random: np.random.Generator) -> int:
+    """Draw an index with the given probabilities."""
+    cumulative = np.cumsum(probabilities, dtype=np.float64)
+    # `random()` is below 1, so the point lies below the last sum and never on a token with none.
+    point = random.random() * cumulative[-1]
+    return int(np.searchsorted(cumulative, point, side="right"))

@@ -1,0 +1,75 @@
+"""From token ids to text that can be shown at once: whole characters, and no stop strings."""
+
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
+from numpy_bloom.errors import NumpyBloomError
+
+
+class TextStream:
+    """Text of the tokens so far. What is given out is never taken back.
+
+    A character may be split across tokens, and a stop string may have begun: such text is held
+    until it is certain.
+
+    Args:
+        tokenizer: None gives no text.
+        stop: strings that end the text; they are no part of it.
+
+    Attributes:
+        stopped: whether a stop string was met.
+
+    Raises:
+        NumpyBloomError: a stop string is empty, or there is no tokenizer to find it with.
+    """
+
+    def __init__(self, tokenizer: Tokenizer | None, stop: Sequence[str] = ()) -> None:
+        if "" in stop:
+            raise NumpyBloomError("a stop text is empty; expected at least one character")
+        if stop and tokenizer is None:
+            raise NumpyBloomError("a stop text needs a tokenizer; the model's folder has none")
+        self._tokenizer = tokenizer
+        self._stop = stop
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._ids: list[int] = []
+        self._decoded = ""  # whole characters so far
+        self._given = 0  # how many of them were given out
+        self.stopped = False
+
+    def step(self, token_id: int) -> str:
+        """Take one more token; give out what text is now certain, possibly none."""
+        if self._tokenizer is None:
+            return ""
+        self._ids.append(token_id)
+        self._decoded += self._stream.step(self._tokenizer, token_id) or ""
+        return self._give(self._certain())
+
+    def finish(self) -> str:
+        """No more tokens: give out what was held back, an unfinished character as U+FFFD."""
+        if self._tokenizer is None or self.stopped:
+            return ""
+        whole = self._tokenizer.decode(self._ids, skip_special_tokens=True)
+        if whole.startswith(self._decoded):
+            self._decoded = whole
+        return self._give(len(self._decoded))
+
+    def _give(self, end: int) -> str:
+        text = self._decoded[self._given : end]
+        self._given = end
+        return text
+
+    def _certain(self) -> int:
+        """How much of the text cannot become part of a stop string."""
+        found = [at for text in self._stop if (at := self._decoded.find(text, self._given)) >= 0]
+        if found:
+            self.stopped = True
+            return min(found)
+        begun = [
+            length
+            for text in self._stop
+            for length in range(1, len(text))
+            if self._decoded.endswith(text[:length])
+        ]
+        return max(self._given, len(self._decoded) - max(begun, default=0))

@@ -1,0 +1,1 @@
+"""BLOOM's forward pass: the textbook. Begin with `forward`."""

@@ -1,0 +1,117 @@
+"""The sizes of a BLOOM, read from the `config.json` of a Hugging Face checkpoint.
+
+Shape letters, used in every docstring and comment of this package:
+
+    T  tokens in this pass, of all its sequences     H  hidden size
+    S  tokens in one sequence's cache after it       N  attention heads
+    B  sequences in the pass                         D  size of a head, H / N
+    L  blocks                                        V  rows of the vocabulary
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from numpy_bloom.errors import NumpyBloomError
+
+ALIASES = {
+    "hidden_size": ("hidden_size", "n_embed", "n_embd"),
+    "num_attention_heads": ("num_attention_heads", "n_head"),
+    "num_hidden_layers": ("num_hidden_layers", "n_layer"),
+    "vocab_size": ("vocab_size",),
+}
+"""Each size with the keys under which published BLOOM configs give it."""
+
+
+@dataclass(frozen=True)
+class BloomConfig:
+    """What the forward pass needs to know of a model.
+
+    Attributes:
+        hidden_size: H.
+        num_attention_heads: N, a divisor of H.
+        num_hidden_layers: L.
+        vocab_size: V, rows of the embedding; may exceed the tokenizer's entries.
+        layer_norm_epsilon: added to the variance in every layer norm.
+        apply_residual_connection_post_layernorm: where a block's residual branches off: after the
+            layer norm (true) or before it (false, all published models).
+        eos_token_ids: the ids that end a text; empty if the config names none.
+    """
+
+    hidden_size: int
+    num_attention_heads: int
+    num_hidden_layers: int
+    vocab_size: int
+    layer_norm_epsilon: float = 1e-5
+    apply_residual_connection_post_layernorm: bool = False
+    eos_token_ids: tuple[int, ...] = (2,)
+
+    @property
+    def head_size(self) -> int:
+        """D."""
+        return self.hidden_size // self.num_attention_heads
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "BloomConfig":
+        """Read a parsed config.json.
+
+        Raises:
+            NumpyBloomError: another model type, a size that is missing, contradictory or no
+                positive integer, heads that do not divide the hidden size, a value of a wrong type.
+        """
+        if values.get("model_type", "bloom") != "bloom":
+            raise NumpyBloomError(
+                f"config: model_type is {values['model_type']!r}; only 'bloom' is supported"
+            )
+        sizes = {name: _size(values, keys) for name, keys in ALIASES.items()}
+        hidden, heads = sizes["hidden_size"], sizes["num_attention_heads"]
+        if hidden % heads:
+            raise NumpyBloomError(
+                f"config: num_attention_heads {heads} does not divide hidden_size {hidden}"
+            )
+        if values.get("slow_but_exact") and values.get("pretraining_tp", 1) > 1:
+            raise NumpyBloomError(
+                "config: slow_but_exact with pretraining_tp > 1 is not supported (transformers "
+                "drops two biases there); set slow_but_exact to false"
+            )
+        epsilon = values.get("layer_norm_epsilon", cls.layer_norm_epsilon)
+        if not isinstance(epsilon, float) or not 0 < epsilon < 1:
+            raise NumpyBloomError(f"config: layer_norm_epsilon is {epsilon!r}, expected 0 < x < 1")
+        post = values.get("apply_residual_connection_post_layernorm", False)
+        if not isinstance(post, bool):
+            raise NumpyBloomError(
+                f"config: apply_residual_connection_post_layernorm is {post!r}, expected a boolean"
+            )
+        eos = token_ids(values.get("eos_token_id", cls.eos_token_ids[0]), "config: eos_token_id")
+        return cls(
+            **sizes,
+            layer_norm_epsilon=epsilon,
+            apply_residual_connection_post_layernorm=post,
+            eos_token_ids=eos,
+        )
+
+
+def _size(values: Mapping[str, Any], keys: tuple[str, ...]) -> int:
+    """The one value of a size that may stand under several keys."""
+    found = {key: values[key] for key in keys if values.get(key) is not None}
+    if not found:
+        raise NumpyBloomError(f"config: {' or '.join(keys)} is missing")
+    for key, value in found.items():
+        if type(value) is not int or value < 1:
+            raise NumpyBloomError(f"config: {key} is {value!r}, expected a positive integer")
+    if len(set(found.values())) > 1:
+        conflict = ", ".join(f"{key} {value}" for key, value in found.items())
+        raise NumpyBloomError(f"config: conflicting sizes: {conflict}")
+    return int(next(iter(found.values())))
+
+
+def token_ids(value: Any, name: str) -> tuple[int, ...]:
+    """A setting that may be absent (None), one token id or a list of them.
+
+    Raises:
+        NumpyBloomError: anything else; the message begins with `name`.
+    """
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(type(i) is int and i >= 0 for i in ids):
+        raise NumpyBloomError(f"{name} is {value!r}, expected a token id or a list of them")
+    return tuple(ids)

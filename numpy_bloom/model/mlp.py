@@ -1,0 +1,20 @@
+"""The feed-forward half of a block."""
+
+from numpy_bloom.model import weights
+from numpy_bloom.model.primitives import affine, gelu
+from numpy_bloom.model.tap import Tap
+from numpy_bloom.weights.dtypes import Floats
+
+
+def mlp(x: Floats, w: weights.MLP, tap: Tap) -> Floats:
+    """Widen each token to 4H, apply GELU, and come back.
+
+    Args:
+        x: (T, H) float32.
+
+    Returns:
+        (T, H) float32.
+    """
+    pre = tap("mlp.pre", affine(x, w.dense_h_to_4h))  # (T, 4H)
+    post = tap("mlp.post", gelu(pre))
+    return tap("mlp_out", affine(post, w.dense_4h_to_h))  # (T, H)

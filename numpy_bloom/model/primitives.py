@@ -1,0 +1,69 @@
+"""The functions that the model is made of: affine map, layer norm, GELU and softmax."""
+
+import numpy as np
+
+from numpy_bloom.model import weights
+from numpy_bloom.weights.dtypes import Floats
+from numpy_bloom.weights.linear import linear
+
+
+def affine(x: Floats, w: weights.Affine) -> Floats:
+    """x · Wᵀ + b.
+
+    Args:
+        x: (T, inputs) float32.
+
+    Returns:
+        (T, outputs) float32.
+    """
+    y = linear(x, w.weight)
+    y += w.bias
+    return y
+
+
+def layer_norm(x: Floats, weight: Floats, bias: Floats, epsilon: float) -> Floats:
+    """Shift and scale each row to mean 0 and variance 1, then by learned weights.
+
+    (x - mean) / sqrt(variance + epsilon) * weight + bias, with the biased variance
+    (Ba, Kiros and Hinton 2016, https://arxiv.org/abs/1607.06450).
+
+    Args:
+        x: (T, H) float32.
+        weight, bias: (H,) float32.
+        epsilon: keeps the root away from zero.
+
+    Returns:
+        (T, H) float32.
+    """
+    centred = x - x.mean(axis=-1, keepdims=True)
+    variance = np.square(centred).mean(axis=-1, keepdims=True)  # (T, 1)
+    normalized: Floats = centred / np.sqrt(variance + np.float32(epsilon))
+    return normalized * weight + bias
+
+
+def gelu(x: Floats) -> Floats:
+    """Gaussian error linear unit, in BLOOM's tanh form with BLOOM's own constants.
+
+    x/2 * (1 + tanh(0.79788456 x (1 + 0.044715 x²))): `bloom_gelu_forward` in transformers'
+    modeling_bloom.py, after Hendrycks and Gimpel 2016, https://arxiv.org/abs/1606.08415.
+
+    Args:
+        x: float32 of any shape.
+
+    Returns:
+        float32 of the same shape.
+    """
+    inner: Floats = np.float32(0.79788456) * x * (1 + np.float32(0.044715) * x * x)
+    y: Floats = x * np.float32(0.5) * (1 + np.tanh(inner))
+    return y
+
+
+def softmax(scores: Floats) -> Floats:
+    """exp(scores) along the last axis, scaled to the sum 1.
+
+    The maximum is subtracted first: it changes nothing but keeps exp from overflowing. A score of
+    -inf gets the probability 0.
+    """
+    exponentials: Floats = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    exponentials /= exponentials.sum(axis=-1, keepdims=True)
+    return exponentials

@@ -1,0 +1,62 @@
+"""The types in which weights are stored, and the way to float32 and back.
+
+NumPy has no bfloat16, so its values travel as their 16 bits (`uint16`); a dtype is therefore
+always a name of `STORED`, never a NumPy dtype alone. Little-endian throughout, as safetensors is.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+Stored = npt.NDArray[Any]
+"""An array of one of the types of `STORED`."""
+
+STORED: dict[str, np.dtype[Any]] = {
+    "float32": np.dtype("<f4"),
+    "float16": np.dtype("<f2"),
+    "bfloat16": np.dtype("<u2"),
+}
+"""How each dtype lies in memory and on disk."""
+
+SAFETENSORS_CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+"""Their names in a safetensors header."""
+
+
+def widen(stored: Stored, dtype: str) -> Floats:
+    """Widen stored values to float32; every float16 and bfloat16 is exactly a float32.
+
+    Args:
+        stored: array of any shape, of NumPy type `STORED[dtype]`.
+        dtype: a name of `STORED`.
+
+    Returns:
+        A new float32 array of the same shape (the same array if it is float32 already).
+    """
+    if dtype == "bfloat16":  # the upper half of a float32
+        bits: Floats = np.left_shift(stored, np.uint32(16), dtype=np.uint32).view(np.float32)
+        return bits
+    return stored.astype(np.float32, copy=False)
+
+
+def narrow(values: Floats, dtype: str) -> Stored:
+    """Round float32 values to a stored type, to nearest and ties to even, as IEEE 754 does.
+
+    Args:
+        values: float32 array of any shape. NaN stays NaN; what is too large becomes inf.
+        dtype: a name of `STORED`.
+    """
+    if dtype == "bfloat16":
+        bits = values.view(np.uint32)
+        rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+        return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
+    with np.errstate(over="ignore"):
+        return values.astype(STORED[dtype], copy=False)
+
+
+def all_finite(stored: Stored, dtype: str) -> bool:
+    """Whether no value is NaN or infinite (both have all exponent bits set)."""
+    if dtype == "bfloat16":
+        return not bool(np.any((stored.view(np.uint16) & 0x7F80) == 0x7F80))
+    return bool(np.isfinite(stored).all())
