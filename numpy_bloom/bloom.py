@@ -13,6 +13,7 @@ from numpy_bloom.generation.sampling import SamplingOptions
 from numpy_bloom.model.config import BloomConfig
 from numpy_bloom.model.forward import check_token_ids
 from numpy_bloom.model.model import Model
+from numpy_bloom.weights.budget import default_memory, default_threads, parse_size
 from numpy_bloom.weights.dtypes import Floats
 from numpy_bloom.weights.folder import Folder, read_json, read_manifest
 from numpy_bloom.weights.store import WeightStore
@@ -21,16 +22,31 @@ DEMO = Path(__file__).parent / "demo"
 """The small model that ships with the package."""
 
 
-def load(folder: str | Path | None = None) -> "Bloom":
+def load(
+    folder: str | Path | None = None,
+    *,
+    memory: str | int | None = None,
+    threads: int | None = None,
+) -> "Bloom":
     """Open a converted model. Use it in a `with` statement, or close it.
 
     Args:
         folder: what `python -m conversion` wrote. Default: the demo model.
+        memory: for weights, key-value caches, buffers and activations together, such as `2GB`;
+            weights that do not fit are read from disk in every pass. Default: what this process
+            has available, less a margin.
+        threads: how many compute. Default: the cores available to this process.
 
     Raises:
-        NumpyBloomError: the folder is no complete converted model.
+        NumpyBloomError: the folder is no complete converted model, or an option is out of range.
     """
-    return Bloom(DEMO if folder is None else Path(folder))
+    if threads is not None and threads < 1:
+        raise NumpyBloomError(f"threads is {threads}; expected a value in [1, inf), whole")
+    return Bloom(
+        DEMO if folder is None else Path(folder),
+        default_memory() if memory is None else parse_size(memory),
+        default_threads() if threads is None else threads,
+    )
 
 
 class Bloom:
@@ -41,13 +57,14 @@ class Bloom:
         tokenizer: a `tokenizers.Tokenizer`; None if the folder has no tokenizer.json.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, memory: int, threads: int) -> None:
         read_manifest(folder)  # first of all: is it a converted model?
         self.config = _config(folder)
         self.tokenizer = _tokenizer(folder)
         self._folder = folder
+        self._memory = memory
         sizes = self.config.num_hidden_layers, self.config.hidden_size, self.config.vocab_size
-        self._model = Model(self.config, WeightStore(Folder.open(folder, *sizes)))
+        self._model = Model(self.config, WeightStore(Folder.open(folder, *sizes), threads))
 
     def __enter__(self) -> "Bloom":
         return self
@@ -77,6 +94,9 @@ class Bloom:
             NumpyBloomError: an id is not in the vocabulary, or there are none.
         """
         ids = check_token_ids(token_ids, self.config)
+        self._model.prepare(
+            self._memory, cache_tokens=len(ids), pass_tokens=len(ids), logit_rows=len(ids)
+        )
         return self._model.run([ids], [self._model.cache(len(ids))], all_positions=True)
 
     def encode(self, text: str) -> list[int]:
@@ -137,6 +157,7 @@ class Bloom:
             self._model,
             self.tokenizer,
             check_token_ids(ids, self.config),
+            memory=self._memory,
             max_new_tokens=max_new_tokens,
             stop=stop,
             sampling=SamplingOptions(

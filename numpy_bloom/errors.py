@@ -1,4 +1,4 @@
-"""The one exception that numpy-bloom raises on purpose."""
+"""The exceptions that numpy-bloom raises on purpose."""
 
 
 class NumpyBloomError(Exception):
@@ -6,3 +6,7 @@ class NumpyBloomError(Exception):
 
     Commands print the text as one line and exit with code 1; a traceback means a bug.
     """
+
+
+class OptionError(NumpyBloomError):
+    """An option's value is out of range: wrong usage, with which commands exit with code 2."""

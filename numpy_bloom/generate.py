@@ -20,7 +20,7 @@ def main() -> None:
     args = command.parse_args()
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
     options = {name: value for name in SAMPLING if (value := getattr(args, name)) is not None}
-    with load(args.model) as model:
+    with load(args.model, memory=args.memory, threads=args.threads) as model:
         generation = model.generate(
             prompt, max_new_tokens=args.max_new_tokens, stop=args.stop, **options
         )
@@ -49,6 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--repetition-penalty", type=float, metavar="F", help="above 1: repeat less")
     add("--seed", type=int, metavar="N", help="makes sampling repeatable")
     add("--stop", action="append", default=[], metavar="TEXT", help="end before TEXT; repeatable")
+    add("--memory", metavar="SIZE", help="for everything, such as 2GB (default: what is free)")
+    add("--threads", type=int, metavar="N", help="default: the cores available")
     add("--json", action="store_true", help="one JSON object with tokens, text and statistics")
     add("--show-tokens", action="store_true", help="a line for each token: probability, seconds")
     return command

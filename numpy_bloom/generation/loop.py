@@ -72,6 +72,7 @@ class Generation(Iterator[Token]):
         tokenizer: Tokenizer | None,
         prompt_token_ids: TokenIds,
         *,
+        memory: int,
         max_new_tokens: int,
         sampling: SamplingOptions,
         stop: Sequence[str],
@@ -80,6 +81,12 @@ class Generation(Iterator[Token]):
             raise NumpyBloomError(
                 f"max_new_tokens is {max_new_tokens}; expected a value in [1, inf), whole"
             )
+        # The last token is never fed back, so it needs no place in the cache.
+        capacity = len(prompt_token_ids) + max_new_tokens - 1
+        model.prepare(
+            memory, cache_tokens=capacity, pass_tokens=len(prompt_token_ids), logit_rows=1
+        )
+        self._cache = model.cache(capacity)
         self.prompt_token_ids = prompt_token_ids.tolist()
         self.token_ids: list[int] = []
         self.text = ""
@@ -89,7 +96,7 @@ class Generation(Iterator[Token]):
         self._sampling = sampling
         self._max_new_tokens = max_new_tokens
         self._times = [time.perf_counter()]  # of the start and of each token
-        self._counts = model.passes, model.store.bytes_read
+        self._counts = model.passes, model.store.stream.bytes_read
         self._tokens = self._generate()
 
     def __next__(self) -> Token:
@@ -98,11 +105,9 @@ class Generation(Iterator[Token]):
     def _generate(self) -> Iterator[Token]:
         eos = self._model.config.eos_token_ids
         random = np.random.default_rng(self._sampling.seed)
-        # The last token is never fed back, so it needs no place in the cache.
-        cache = self._model.cache(len(self.prompt_token_ids) + self._max_new_tokens - 1)
         new = np.array(self.prompt_token_ids, dtype=np.int64)
         while self.finish_reason is None:
-            logits = self._model.run([new], [cache])[0]  # (V,)
+            logits = self._model.run([new], [self._cache])[0]  # (V,)
             if not np.isfinite(logits).all():
                 raise NumpyBloomError(
                     "the model's output is not finite; its weights may be damaged: "
@@ -139,8 +144,8 @@ class Generation(Iterator[Token]):
             prefill_seconds=prefill,
             decode_seconds=decode,
             tokens_per_second=(len(self.token_ids) - 1) / decode if decode else 0.0,
-            weight_bytes_pinned=self._model.store.bytes_pinned,
-            weight_bytes_read=self._model.store.bytes_read - bytes_read,
+            weight_bytes_pinned=self._model.store.stream.bytes_pinned,
+            weight_bytes_read=self._model.store.stream.bytes_read - bytes_read,
             peak_memory_bytes=peak_memory_bytes(),
         )
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.errors import OptionError
 from numpy_bloom.model.primitives import softmax
 from numpy_bloom.weights.dtypes import Floats
 
@@ -32,7 +32,7 @@ class SamplingOptions:
         seed: makes the draws repeatable.
 
     Raises:
-        NumpyBloomError: a value is out of range; the message names the interval.
+        OptionError: a value is out of range; the message names the interval.
     """
 
     temperature: float | None = None
@@ -43,23 +43,19 @@ class SamplingOptions:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        top_p_positive = self.top_p is None or 0 < self.top_p <= 1
+        penalty = self.repetition_penalty
+        top_p_holds = self.top_p is None or 0 < self.top_p <= 1
         checks = [
             ("temperature", self.temperature, "[0, inf)", _within(self.temperature, 0, np.inf)),
-            ("top_k", self.top_k, "[1, inf), whole", _within(self.top_k, 1, np.inf)),
-            ("top_p", self.top_p, "(0, 1]", top_p_positive),
+            ("top_k", self.top_k, "[1, inf), whole", _whole(self.top_k, 1)),
+            ("top_p", self.top_p, "(0, 1]", top_p_holds),
             ("min_p", self.min_p, "[0, 1]", _within(self.min_p, 0, 1)),
-            (
-                "repetition_penalty",
-                self.repetition_penalty,
-                "(0, inf)",
-                0 < self.repetition_penalty < np.inf,
-            ),
-            ("seed", self.seed, "[0, inf), whole", _within(self.seed, 0, np.inf)),
+            ("repetition_penalty", penalty, "(0, inf)", 0 < penalty < np.inf),
+            ("seed", self.seed, "[0, inf), whole", _whole(self.seed, 0)),
         ]
         for name, value, interval, holds in checks:
             if not holds:
-                raise NumpyBloomError(f"{name} is {value}; expected a value in {interval}")
+                raise OptionError(f"{name} is {value}; expected a value in {interval}")
 
     @property
     def effective_temperature(self) -> float:
@@ -71,6 +67,10 @@ class SamplingOptions:
 
 def _within(value: float | None, low: float, high: float) -> bool:
     return value is None or (low <= value <= high and value < np.inf)
+
+
+def _whole(value: int | None, low: int) -> bool:
+    return value is None or (isinstance(value, int | np.integer) and value >= low)
 
 
 def penalize_repetition(logits: Floats, ids: npt.ArrayLike, penalty: float) -> Floats:
@@ -116,16 +116,18 @@ def next_token_distribution(logits: Floats, ids: npt.ArrayLike, options: Samplin
         ids: the sequence so far, prompt included.
 
     Returns:
-        (V,) float32 with sum 1; with temperature 0 a single 1.
+        (V,) float32 with sum 1; a single 1 if it is chosen greedily.
     """
-    if options.repetition_penalty != 1:
-        logits = penalize_repetition(logits, ids, options.repetition_penalty)
-    temperature = options.effective_temperature
-    if temperature == 0:
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        if options.repetition_penalty != 1:
+            logits = penalize_repetition(logits, ids, options.repetition_penalty)
+        scaled = logits / np.float32(options.effective_temperature)
+    # At temperature 0, or so near to it that float32 overflows, the likeliest token is certain.
+    if not np.isfinite(scaled.max()):
         certain = np.zeros_like(logits)
         certain[logits.argmax()] = 1
         return certain
-    logits = logits / np.float32(temperature)
+    logits = scaled
     if options.top_k is not None:
         logits = keep_top_k(logits, options.top_k)
     if options.top_p is not None and options.top_p < 1:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.errors import NumpyBloomError, OptionError
 
 
 class TextStream:
@@ -22,12 +22,13 @@ class TextStream:
         stopped: whether a stop string was met.
 
     Raises:
-        NumpyBloomError: a stop string is empty, or there is no tokenizer to find it with.
+        OptionError: a stop string is empty.
+        NumpyBloomError: there is no tokenizer to find a stop string with.
     """
 
     def __init__(self, tokenizer: Tokenizer | None, stop: Sequence[str] = ()) -> None:
         if "" in stop:
-            raise NumpyBloomError("a stop text is empty; expected at least one character")
+            raise OptionError("a stop text is empty; expected at least one character")
         if stop and tokenizer is None:
             raise NumpyBloomError("a stop text needs a tokenizer; the model's folder has none")
         self._tokenizer = tokenizer
@@ -53,7 +54,8 @@ class TextStream:
         whole = self._tokenizer.decode(self._ids, skip_special_tokens=True)
         if whole.startswith(self._decoded):
             self._decoded = whole
-        return self._give(len(self._decoded))
+        # A stop string may have ended in a token that ends with an unfinished character.
+        return self._give(end if (end := self._found()) is not None else len(self._decoded))
 
     def _give(self, end: int) -> str:
         text = self._decoded[self._given : end]
@@ -62,10 +64,8 @@ class TextStream:
 
     def _certain(self) -> int:
         """How much of the text cannot become part of a stop string."""
-        found = [at for text in self._stop if (at := self._decoded.find(text, self._given)) >= 0]
-        if found:
-            self.stopped = True
-            return min(found)
+        if (end := self._found()) is not None:
+            return end
         begun = [
             length
             for text in self._stop
@@ -73,3 +73,13 @@ class TextStream:
             if self._decoded.endswith(text[:length])
         ]
         return max(self._given, len(self._decoded) - max(begun, default=0))
+
+    def _found(self) -> int | None:
+        """Where the first stop string begins, if there is one.
+
+        The first to end, that is: so it does not matter how the text was split into tokens.
+        """
+        starts = [(text, self._decoded.find(text, self._given)) for text in self._stop]
+        ends = [(at + len(text), at) for text, at in starts if at >= 0]
+        self.stopped = bool(ends)
+        return min(ends)[1] if ends else None

@@ -61,33 +61,36 @@ class BloomConfig:
         """
         if values.get("model_type", "bloom") != "bloom":
             raise NumpyBloomError(
-                f"config: model_type is {values['model_type']!r}; only 'bloom' is supported"
+                f"config.json: model_type is {values['model_type']!r}; only 'bloom' is supported"
             )
         sizes = {name: _size(values, keys) for name, keys in ALIASES.items()}
         hidden, heads = sizes["hidden_size"], sizes["num_attention_heads"]
         if hidden % heads:
             raise NumpyBloomError(
-                f"config: num_attention_heads {heads} does not divide hidden_size {hidden}"
+                f"config.json: num_attention_heads {heads} does not divide hidden_size {hidden}"
             )
-        if values.get("slow_but_exact") and values.get("pretraining_tp", 1) > 1:
+        if values.get("slow_but_exact") and values.get("pretraining_tp", 1) != 1:
             raise NumpyBloomError(
-                "config: slow_but_exact with pretraining_tp > 1 is not supported (transformers "
-                "drops two biases there); set slow_but_exact to false"
+                "config.json: slow_but_exact with a pretraining_tp other than 1 is not supported "
+                "(transformers drops two biases there); set slow_but_exact to false"
             )
         epsilon = values.get("layer_norm_epsilon", cls.layer_norm_epsilon)
         if not isinstance(epsilon, float) or not 0 < epsilon < 1:
-            raise NumpyBloomError(f"config: layer_norm_epsilon is {epsilon!r}, expected 0 < x < 1")
+            raise NumpyBloomError(
+                f"config.json: layer_norm_epsilon is {epsilon!r}, expected 0 < x < 1"
+            )
         post = values.get("apply_residual_connection_post_layernorm", False)
         if not isinstance(post, bool):
             raise NumpyBloomError(
-                f"config: apply_residual_connection_post_layernorm is {post!r}, expected a boolean"
+                f"config.json: apply_residual_connection_post_layernorm is {post!r}, "
+                "expected a boolean"
             )
-        eos = token_ids(values.get("eos_token_id", cls.eos_token_ids[0]), "config: eos_token_id")
+        eos = values.get("eos_token_id", cls.eos_token_ids[0])
         return cls(
             **sizes,
             layer_norm_epsilon=epsilon,
             apply_residual_connection_post_layernorm=post,
-            eos_token_ids=eos,
+            eos_token_ids=token_ids(eos, "config.json: eos_token_id"),
         )
 
 
@@ -95,13 +98,13 @@ def _size(values: Mapping[str, Any], keys: tuple[str, ...]) -> int:
     """The one value of a size that may stand under several keys."""
     found = {key: values[key] for key in keys if values.get(key) is not None}
     if not found:
-        raise NumpyBloomError(f"config: {' or '.join(keys)} is missing")
+        raise NumpyBloomError(f"config.json: {' or '.join(keys)} is missing")
     for key, value in found.items():
         if type(value) is not int or value < 1:
-            raise NumpyBloomError(f"config: {key} is {value!r}, expected a positive integer")
+            raise NumpyBloomError(f"config.json: {key} is {value!r}, expected a positive integer")
     if len(set(found.values())) > 1:
         conflict = ", ".join(f"{key} {value}" for key, value in found.items())
-        raise NumpyBloomError(f"config: conflicting sizes: {conflict}")
+        raise NumpyBloomError(f"config.json: conflicting sizes: {conflict}")
     return int(next(iter(found.values())))
 
 

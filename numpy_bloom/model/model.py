@@ -1,12 +1,15 @@
 """A model that is ready to run: its config and its weights, one pass at a time."""
 
 from collections.abc import Sequence
+from weakref import WeakSet
 
 import numpy as np
 
+from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.model.cache import KVCache
 from numpy_bloom.model.config import BloomConfig
 from numpy_bloom.model.forward import TokenIds, forward, unembed
+from numpy_bloom.model.memory import working_bytes
 from numpy_bloom.model.tap import Tap, no_tap
 from numpy_bloom.model.weights import bloom_weights
 from numpy_bloom.weights.dtypes import Floats
@@ -28,10 +31,38 @@ class Model:
         self.store = store
         self.weights = bloom_weights(store, config)
         self.passes = 0
+        self._caches: WeakSet[KVCache] = WeakSet()  # those that still take memory
+
+    def prepare(self, memory: int, *, cache_tokens: int, pass_tokens: int, logit_rows: int) -> None:
+        """Pin as many weights as `memory` bytes hold beside all else that a run needs.
+
+        Args:
+            cache_tokens: capacity of the caches that the run will make.
+            pass_tokens: T of its largest pass.
+            logit_rows: rows of logits of that pass.
+
+        Raises:
+            NumpyBloomError: the run does not fit; the message tells the least that it needs.
+        """
+        config, store = self.config, self.store
+        held = KVCache.nbytes(config, cache_tokens + sum(cache.capacity for cache in self._caches))
+        working = working_bytes(config, pass_tokens, logit_rows, store.team.threads)
+        needed = store.vector_bytes + held + working
+        if needed + store.stream.nbytes > memory:
+            needed += store.stream.buffer_bytes
+        if needed > memory:
+            raise NumpyBloomError(
+                f"this run needs at least {needed / 1e6:.0f} MB of memory, {memory / 1e6:.0f} MB "
+                f"are given: keys and values of {cache_tokens} tokens take {held / 1e6:.0f} MB, "
+                f"activations {working / 1e6:.0f} MB; give more, or fewer tokens"
+            )
+        store.stream.pin(memory - needed)
 
     def cache(self, capacity: int) -> KVCache:
         """An empty cache for one sequence of up to this many tokens."""
-        return KVCache(self.config, capacity)
+        cache = KVCache(self.config, capacity)
+        self._caches.add(cache)
+        return cache
 
     def run(
         self,

@@ -105,6 +105,11 @@ class StoredArray:
     def nbytes(self) -> int:
         return math.prod(self.shape) * STORED[self.dtype].itemsize
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row along the first axis."""
+        return math.prod(self.shape[1:]) * STORED[self.dtype].itemsize
+
     def __str__(self) -> str:
         return f"'{self.name}' in {self.path}"
 

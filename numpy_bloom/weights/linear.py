@@ -3,8 +3,9 @@
 import numpy as np
 import numpy.typing as npt
 
-from numpy_bloom.weights.dtypes import Floats, widen
-from numpy_bloom.weights.store import Matrix
+from numpy_bloom.weights.dtypes import Floats
+from numpy_bloom.weights.kernels import product
+from numpy_bloom.weights.store import Matrix, Tile
 
 
 def linear(x: Floats, weight: Matrix) -> Floats:
@@ -16,10 +17,21 @@ def linear(x: Floats, weight: Matrix) -> Floats:
 
     Returns:
         (T, outputs) float32.
+
+    Raises:
+        NumpyBloomError: the weights cannot be read.
     """
     y = np.empty((len(x), weight.shape[0]), dtype=np.float32)
-    for rows, stored in weight.chunks():
-        y[:, rows] = x @ widen(stored, weight.dtype).T
+    multiply = product(x, weight.dtype)
+
+    def work(tile: Tile) -> None:
+        y[:, tile.rows] = multiply(tile.stored).T
+        tile.done()
+
+    try:
+        weight.team.run(work, weight.tiles())
+    finally:
+        weight.release()
     return y
 
 
@@ -31,5 +43,15 @@ def lookup(weight: Matrix, ids: npt.NDArray[np.int64]) -> Floats:
 
     Returns:
         (T, inputs) float32.
+
+    Raises:
+        NumpyBloomError: the weights cannot be read.
     """
-    return np.concatenate([widen(weight.rows(i, i + 1), weight.dtype) for i in ids.tolist()])
+    unique, places = np.unique(ids, return_inverse=True)
+    rows = np.empty((len(unique), weight.shape[1]), dtype=np.float32)
+
+    def work(place: int) -> None:
+        rows[place] = weight.row(int(unique[place]))
+
+    weight.team.run(work, iter(range(len(unique))))
+    return rows[places]

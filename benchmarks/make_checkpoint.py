@@ -1,0 +1,128 @@
+"""Make a BLOOM checkpoint of a published shape with random bfloat16 weights, without PyTorch.
+
+    python benchmarks/make_checkpoint.py 560m hf-560m
+    python benchmarks/make_checkpoint.py 176b nb-176b --real-blocks 2
+
+The first writes a Hugging Face checkpoint, one shard for the embeddings, one a block and one for
+the last norm, as the 176B checkpoint is cut. With --real-blocks a converted folder is written
+instead: so many blocks are real files and all others links to them, so that a full-depth run
+needs little disk. The weights repeat after 16 million numbers, which no kernel notices.
+"""
+
+import argparse
+import json
+import math
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from conversion import convert
+from numpy_bloom.bloom import DEMO
+from numpy_bloom.weights.dtypes import Stored, narrow
+from numpy_bloom.weights.folder import (
+    MANIFEST,
+    ArrayFile,
+    block_file,
+    header_bytes,
+    model_files,
+    read_json,
+)
+
+VOCABULARY = 250_880
+SHAPES = {  # hidden size, heads, blocks: config.json of bigscience/bloom-* on the hub
+    "560m": (1024, 16, 24),
+    "1b1": (1536, 16, 24),
+    "1b7": (2048, 16, 24),
+    "3b": (2560, 32, 30),
+    "7b1": (4096, 32, 30),
+    "176b": (14336, 112, 70),
+}
+POOL = 1 << 24
+
+
+def main() -> None:
+    """Parse and write."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("target", type=Path)
+    parser.add_argument("--real-blocks", type=int, metavar="N")
+    args = parser.parse_args()
+    hidden, heads, blocks = SHAPES[args.shape]
+    if args.real_blocks is None:
+        write_checkpoint(args.target, hidden, heads, blocks)
+        return
+    source = args.target.with_name(args.target.name + ".source")
+    write_checkpoint(source, hidden, heads, args.real_blocks)
+    convert(source, args.target)
+    shutil.rmtree(source)
+    link_blocks(args.target, blocks)
+
+
+def write_checkpoint(folder: Path, hidden: int, heads: int, blocks: int) -> None:
+    """A sharded Hugging Face checkpoint with the demo model's tokenizer."""
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    pool = narrow(random.standard_normal(POOL, dtype=np.float32) * np.float32(0.02), "bfloat16")
+    files = model_files(blocks, hidden, VOCABULARY)
+    weight_map = {}
+    for number, file in enumerate(files, start=1):
+        shard = f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        arrays = {file.prefix + name: ("bfloat16", shape) for name, shape in file.shapes.items()}
+        with (folder / shard).open("wb") as out:
+            out.write(header_bytes(arrays))
+            for piece in _numbers(file, pool):
+                out.write(piece.data)
+        weight_map |= dict.fromkeys(arrays, shard)
+    _write_json(folder / "model.safetensors.index.json", {"weight_map": weight_map})
+    config = {
+        "architectures": ["BloomForCausalLM"],
+        "model_type": "bloom",
+        "hidden_size": hidden,
+        "n_head": heads,
+        "n_layer": blocks,
+        "vocab_size": VOCABULARY,
+        "layer_norm_epsilon": 1e-5,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "dtype": "bfloat16",
+    }
+    _write_json(folder / "config.json", config)
+    shutil.copy(DEMO / "tokenizer.json", folder)
+
+
+def _numbers(file: ArrayFile, pool: Stored) -> Iterator[Stored]:
+    """Matrices and biases of deviation 0.02, norms' weights of 1 with the same deviation."""
+    around_one = narrow(1 + pool[:65536].astype(np.float32) / 65536, "bfloat16")
+    place = 0
+    for name, shape in file.shapes.items():
+        left = math.prod(shape)
+        source = around_one if "layernorm.weight" in name or name == "ln_f.weight" else pool
+        while left:
+            place = 0 if place >= len(source) else place
+            piece = source[place : place + left]
+            yield piece
+            left -= len(piece)
+            place += len(piece)
+
+
+def link_blocks(folder: Path, blocks: int) -> None:
+    """Deepen a converted folder to so many blocks, by links to the block files it has."""
+    manifest, config = read_json(folder / MANIFEST), read_json(folder / "config.json")
+    real = config["n_layer"]
+    for block in range(real, blocks):
+        (folder / block_file(block)).symlink_to(block_file(block % real))
+        manifest["files"][block_file(block)] = manifest["files"][block_file(block % real)]
+    config["n_layer"] = blocks
+    _write_json(folder / "config.json", config)
+    _write_json(folder / MANIFEST, manifest)
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

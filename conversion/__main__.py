@@ -1,0 +1,26 @@
+"""Command: convert a checkpoint. `python -m conversion --help`"""
+
+import sys
+
+from conversion.convert import DTYPES, convert
+from numpy_bloom.command import parser, run_command
+
+
+def main() -> None:
+    """Parse and convert."""
+    command = parser(
+        "conversion",
+        "Convert a Hugging Face checkpoint of a BLOOM for numpy_bloom.",
+        "python -m conversion bigscience/bloom-560m bloom-560m",
+    )
+    add = command.add_argument
+    add("source", metavar="SOURCE", help="a local folder, or a name on the Hugging Face hub")
+    add("target", metavar="TARGET", help="the folder to write")
+    add("--dtype", choices=DTYPES, default="keep", help="of the matrices (default: %(default)s)")
+    add("--overwrite", action="store_true", help="replace a converted model at TARGET")
+    args = command.parse_args()
+    convert(args.source, args.target, args.dtype, overwrite=args.overwrite)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, "conversion"))

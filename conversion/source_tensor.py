@@ -1,0 +1,84 @@
+"""One tensor of a checkpoint that is still on disk, whatever the file's format."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.weights.dtypes import STORED, Stored
+
+
+def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides, in elements, of an array that lies row after row without gaps."""
+    strides: list[int] = []
+    step = 1
+    for size in reversed(shape):
+        strides.insert(0, step)
+        step *= size
+    return tuple(strides)
+
+
+def extent(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
+    """How many elements lie from the first to the last one of such a view, both included."""
+    if 0 in shape:
+        return 0
+    return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+
+
+@dataclass(frozen=True)
+class SourceTensor:
+    """Where one tensor lies.
+
+    Attributes:
+        name: its key in the file, as errors should call it.
+        dtype: a name of `STORED`.
+        shape: its sizes; `()` for a single number.
+        path: the file.
+        offset: of its first element in the file, in bytes.
+        strides: from one element to the next along each axis, in elements, none negative.
+            PyTorch stores transposed and sliced tensors as such views of larger storages.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    path: Path
+    offset: int
+    strides: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"'{self.name}' in {self.path}"
+
+    def read_rows(self, start: int, stop: int) -> Stored:
+        """Read the rows `start` to `stop` (excluded) along axis 0; a 0-d tensor is one row.
+
+        Only the bytes from the first to the last element are read: of a row-major tensor nothing
+        but these rows; of a transposed one nearly the whole storage.
+
+        Returns:
+            Row-major array (stop - start, *shape[1:]) of NumPy type `STORED[dtype]`.
+
+        Raises:
+            ValueError: the tensor does not have these rows.
+            NumpyBloomError: the file cannot be read or ends too early.
+        """
+        shape, strides = self.shape or (1,), self.strides or (1,)
+        if not 0 <= start <= stop <= shape[0]:
+            raise ValueError(f"{self} has rows 0 to {shape[0]}, not {start} to {stop}")
+        shape = (stop - start, *shape[1:])
+        itemsize = STORED[self.dtype].itemsize
+        count = extent(shape, strides)
+        offset = self.offset + start * strides[0] * itemsize
+        try:
+            span: Any = np.fromfile(self.path, STORED[self.dtype], count=count, offset=offset)
+        except OSError as error:
+            raise NumpyBloomError(f"cannot read {self}: {error}") from error
+        if span.size != count:
+            raise NumpyBloomError(f"{self} is truncated; download the file again")
+        # Unlike as_strided, this constructor checks the strides against the buffer.
+        rows: Stored = np.ndarray(
+            shape, span.dtype, buffer=span, strides=[stride * itemsize for stride in strides]
+        )
+        return np.ascontiguousarray(rows)

@@ -1,0 +1,30 @@
+"""What a pass needs in memory besides its weights: an upper estimate, made before it starts."""
+
+from numpy_bloom.model.attention import SCORE_BYTES
+from numpy_bloom.model.config import BloomConfig
+from numpy_bloom.model.mlp import SLICE_BYTES
+from numpy_bloom.weights.kernels import scratch_bytes
+
+FLOATS_PER_HIDDEN = 12
+"""Arrays of (T, H) that are alive at once, at the second MLP matrix: the residual stream, its
+norm, the 4H-wide input and its two halves for the kernel, the output, and one for temporaries."""
+
+LIVE_SLICES = 5
+"""Arrays of one slice that attention has at once: scaled, bias, mask, scores, probabilities."""
+
+LIVE_LOGITS = 8
+"""Arrays of (V,) while a token is chosen: logits, their copies, order, sums, probabilities."""
+
+
+def working_bytes(config: BloomConfig, tokens: int, logit_rows: int, threads: int) -> int:
+    """Bytes of activations and scratch arrays.
+
+    Args:
+        tokens: T, of the largest pass.
+        logit_rows: rows of the logits of that pass.
+        threads: how many compute.
+    """
+    hidden = 4 * FLOATS_PER_HIDDEN * config.hidden_size * tokens
+    slices = LIVE_SLICES * max(SCORE_BYTES, SLICE_BYTES)
+    logits = 4 * config.vocab_size * (logit_rows + LIVE_LOGITS)
+    return hidden + slices + logits + threads * scratch_bytes(config.hidden_size, tokens)

@@ -1,0 +1,82 @@
+"""How much memory and how many cores this process may use."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from numpy_bloom.errors import NumpyBloomError
+
+UNITS = {
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+    "TIB": 2**40,
+}
+
+
+def parse_size(size: str | int) -> int:
+    """Bytes of a size such as `400MB`, `2.5 GiB` or a plain number of bytes.
+
+    Raises:
+        NumpyBloomError: it is none, or not positive.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?i?B)?\s*", str(size), re.IGNORECASE)
+    nbytes = int(float(match[1]) * UNITS[(match[2] or "B").upper()]) if match else 0
+    if nbytes < 1:
+        raise NumpyBloomError(f"memory is {size!r}; expected a size such as 400MB, 3GB or 2GiB")
+    return nbytes
+
+
+def default_memory() -> int:
+    """What is free for this process, less an eighth, or 256 MB if that is more, for all else."""
+    available = available_memory()
+    return max(1, available - max(256 * 10**6, available // 8))
+
+
+def available_memory() -> int:
+    """Bytes that this process could still take without swapping or being killed.
+
+    The least of what Linux calls available and of what is left in each memory cgroup that the
+    process is in; elsewhere half of the physical memory.
+    """
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.is_file():
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    line = next(text for text in meminfo.read_text().splitlines() if "MemAvailable" in text)
+    return min(int(line.split()[1]) * 1024, *_left_in_cgroups())
+
+
+def _left_in_cgroups() -> Iterator[int]:
+    """What each limit that holds for this process leaves of itself; files cached do not count."""
+    yield 2**63
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":  # version 2
+            root, names = Path("/sys/fs/cgroup"), ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            root = Path("/sys/fs/cgroup/memory")
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        folder = root / path.lstrip("/")
+        for group in [folder, *folder.parents]:
+            try:
+                limit, usage = ((group / name).read_text().strip() for name in names[:2])
+                stat = dict(row.split() for row in (group / "memory.stat").read_text().splitlines())
+            except OSError:  # outside of what this process may see
+                continue
+            if limit != "max":
+                yield max(0, int(limit) - int(usage) + int(stat.get(names[2], 0)))
+
+
+def default_threads() -> int:
+    """The cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,94 @@
+"""Reading pieces of files past the page cache.
+
+A model that is larger than memory would only push everything else out of the page cache, and be
+pushed out itself before it is read again. `O_DIRECT` (Linux) moves the bytes from disk into our
+buffer alone; it wants offsets, lengths and addresses that are multiples of the page size.
+"""
+
+import mmap
+import os
+import threading
+from pathlib import Path
+
+from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.weights.folder import ALIGNMENT
+
+O_DIRECT = getattr(os, "O_DIRECT", 0)
+
+
+def page_buffer(nbytes: int) -> memoryview:
+    """A page-aligned buffer in which any `nbytes` bytes of a file fit, wherever they begin."""
+    return memoryview(mmap.mmap(-1, nbytes + 2 * ALIGNMENT))
+
+
+class DirectFiles:
+    """Files that are opened when they are first read, and stay open."""
+
+    def __init__(self) -> None:
+        self._handles: dict[Path, int] = {}
+        self._lock = threading.Lock()
+
+    def read(self, path: Path, offset: int, nbytes: int, buffer: memoryview) -> memoryview:
+        """Read `nbytes` bytes from `offset` into a `page_buffer`.
+
+        May be called from several threads.
+
+        Returns:
+            The part of `buffer` that holds them.
+
+        Raises:
+            NumpyBloomError: the file is gone, has become shorter, or cannot be read.
+        """
+        begin = offset - offset % ALIGNMENT
+        skip = offset - begin
+        length = -(-(skip + nbytes) // ALIGNMENT) * ALIGNMENT
+        try:
+            handle = self._open(path)
+            count = 0
+            # A piece that ends off the page grid is the file's last.
+            while count < skip + nbytes and count % ALIGNMENT == 0:
+                step = self._read_some(handle, buffer[count:length], begin + count)
+                if step == 0:
+                    break
+                count += step
+        except OSError as error:
+            raise NumpyBloomError(f"cannot read {path}: {error.strerror or error}") from error
+        if count < skip + nbytes:
+            raise NumpyBloomError(
+                f"{path} ends at byte {begin + count:,}, expected {offset + nbytes:,} or more; "
+                "convert the checkpoint again"
+            )
+        return buffer[skip : skip + nbytes]
+
+    def _read_some(self, handle: int, buffer: memoryview, offset: int) -> int:
+        if hasattr(os, "preadv"):
+            return os.preadv(handle, [buffer], offset)
+        with self._lock:  # without it, place and read must not be torn apart
+            os.lseek(handle, offset, os.SEEK_SET)
+            piece = os.read(handle, len(buffer))
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+    def _open(self, path: Path) -> int:
+        with self._lock:
+            if path not in self._handles:
+                self._handles[path] = _open_direct(path)
+            return self._handles[path]
+
+    def close(self) -> None:
+        """Close all files."""
+        with self._lock:
+            for handle in self._handles.values():
+                os.close(handle)
+            self._handles.clear()
+
+
+def _open_direct(path: Path) -> int:
+    """Open past the page cache, or plainly where platform or file system cannot."""
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0)
+    if O_DIRECT:
+        try:
+            return os.open(path, flags | O_DIRECT)
+        except OSError:
+            pass  # a missing file is told by the plain attempt
+    return os.open(path, flags)

@@ -1,0 +1,242 @@
+"""The stream: chunks of weights in the order of use, some pinned, the rest read ahead.
+
+A pass uses every chunk once, in the same order as the pass before, so what comes next is known.
+Reader threads fill a bounded number of buffers with it while the cores compute. Which chunks are
+pinned is fixed: under such a cyclic scan a cache that keeps the last used ones never hits. They
+are spread evenly over the pass, so that the disk stays busy while pinned chunks are computed.
+"""
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from numpy_bloom.weights.files import DirectFiles, page_buffer
+from numpy_bloom.weights.folder import StoredArray
+
+READERS = 3
+"""Reader threads: enough requests in flight to keep an NVMe disk busy."""
+
+BUFFERS = 6
+"""Chunks that may be in memory at once besides the pinned ones: being read, ready, in use."""
+
+GOLDEN = 0.6180339887498949
+"""Multiples of the golden ratio, modulo 1, fill [0, 1) evenly however many are taken."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Rows `start` to `stop` of a matrix, read from disk in one piece."""
+
+    array: StoredArray
+    start: int
+    stop: int
+
+    @property
+    def nbytes(self) -> int:
+        return (self.stop - self.start) * self.array.row_bytes
+
+    @property
+    def offset(self) -> int:
+        return self.array.offset + self.start * self.array.row_bytes
+
+
+class _Read:
+    """One chunk on its way through a buffer: being read, then ready, then in use."""
+
+    def __init__(self, number: int, buffer: memoryview) -> None:
+        self.number = number
+        self.buffer = buffer
+        self.content = buffer[:0]
+        self.error: BaseException | None = None
+        self.done = False
+        self.wanted = True  # False: to be forgotten as soon as it is done
+        self.in_use = False
+
+
+class Stream:
+    """Hands out chunks by number, and guesses that the one after it is asked for next.
+
+    `get` and `release` may be called from any thread, but one pass at a time sets the order.
+
+    Args:
+        chunks: all chunks of a model, in the order of a pass.
+        files: to read them from.
+
+    Attributes:
+        nbytes: of all chunks.
+        buffer_bytes: what read-ahead takes if not all of them are pinned.
+        bytes_pinned: of chunks that are held in memory.
+        bytes_read: of chunks read from disk and handed out so far.
+    """
+
+    def __init__(self, chunks: Sequence[Chunk], files: DirectFiles) -> None:
+        self.chunks = chunks
+        self.nbytes = sum(chunk.nbytes for chunk in chunks)
+        self.buffer_bytes = BUFFERS * max(chunk.nbytes for chunk in chunks)
+        self.bytes_pinned = 0
+        self.bytes_read = 0
+        self._files = files
+        self._pinned: dict[int, memoryview] = {}
+        self._changed = threading.Condition()  # guards all below
+        self._threads: list[threading.Thread] = []
+        self._buffers: list[memoryview] = []
+        self._reads: list[_Read] = []  # in the order of use; each owns its buffer
+        self._next = 0  # the chunk to be read ahead next
+        self._closed = False
+
+    def get(self, number: int) -> memoryview:
+        """The bytes of a chunk. They stay valid until it is released.
+
+        Raises:
+            NumpyBloomError: its file cannot be read.
+        """
+        if number in self._pinned:
+            return self._pinned[number]
+        with self._changed:
+            self._start_readers()
+            while (read := self._find(number)) is None or not read.done:
+                if read is None:  # not the order that was guessed: read from here on
+                    self._forget_until(None)
+                    self._next = number
+                    self._changed.notify_all()
+                self._changed.wait()
+            self._forget_until(read)
+            read.in_use = True
+            if read.error is not None:
+                self._reads.remove(read)
+                raise read.error
+            self.bytes_read += self.chunks[number].nbytes
+            return read.content
+
+    def read(self, rows: Chunk, within: int | None) -> memoryview:
+        """The bytes of some rows, out of order.
+
+        Args:
+            rows: which ones.
+            within: the number of the chunk that they are part of, if it is one of this stream.
+
+        Raises:
+            NumpyBloomError: their file cannot be read.
+        """
+        content = None if within is None else self._pinned.get(within)
+        if content is not None and within is not None:
+            skip = rows.offset - self.chunks[within].offset
+            return content[skip : skip + rows.nbytes]
+        self.bytes_read += rows.nbytes
+        buffer = page_buffer(rows.nbytes)
+        return self._files.read(rows.array.path, rows.offset, rows.nbytes, buffer)
+
+    def release(self, number: int | None = None) -> None:
+        """A chunk that was handed out (None: every one) is no longer needed."""
+        with self._changed:
+            self._reads = [
+                read for read in self._reads if not (read.in_use and number in (None, read.number))
+            ]
+            self._changed.notify_all()
+
+    def _find(self, number: int) -> _Read | None:
+        """The read of a chunk that nobody has taken yet."""
+        waiting = (read for read in self._reads if read.wanted and not read.in_use)
+        return next((read for read in waiting if read.number == number), None)
+
+    def _forget_until(self, read: _Read | None) -> None:
+        """Give up what was read ahead but passed over: all before `read`, or all there is."""
+        for other in list(self._reads):
+            if other is read:
+                break
+            if not other.in_use:
+                other.wanted = False
+                if other.done:
+                    self._reads.remove(other)
+
+    # --- reader threads ---------------------------------------------------------------------------
+
+    def _start_readers(self) -> None:
+        if self._threads:
+            return
+        self._buffers = [page_buffer(self.buffer_bytes // BUFFERS) for _ in range(BUFFERS)]
+        self._threads = [
+            threading.Thread(target=self._serve, name="numpy-bloom-reader", daemon=True)
+            for _ in range(READERS)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            with self._changed:
+                while not self._closed and (read := self._begin()) is None:
+                    self._changed.wait()
+                if self._closed:
+                    return
+            assert read is not None
+            chunk = self.chunks[read.number]
+            try:
+                read.content = self._files.read(
+                    chunk.array.path, chunk.offset, chunk.nbytes, read.buffer
+                )
+            except Exception as error:  # handed to whoever asks for the chunk
+                read.error = error
+            with self._changed:
+                read.done = True
+                if not read.wanted:
+                    self._reads.remove(read)
+                self._changed.notify_all()
+
+    def _begin(self) -> _Read | None:
+        """Claim a free buffer for the next chunk that is not pinned, if there are both."""
+        owned = [read.buffer for read in self._reads]
+        free = next((b for b in self._buffers if not any(b is other for other in owned)), None)
+        if free is None or len(self._pinned) == len(self.chunks):
+            return None
+        while self._next in self._pinned:
+            self._next = (self._next + 1) % len(self.chunks)
+        if self._find(self._next) is not None:  # once around: everything is there
+            return None
+        read = _Read(self._next, free)
+        self._reads.append(read)
+        self._next = (self._next + 1) % len(self.chunks)
+        return read
+
+    # --- pinning ----------------------------------------------------------------------------------
+
+    def pin(self, nbytes: int) -> None:
+        """Hold as many chunks in memory as fit into `nbytes`, always the same ones first.
+
+        Raises:
+            NumpyBloomError: a file cannot be read.
+        """
+        chosen: list[int] = []
+        for number in sorted(range(len(self.chunks)), key=lambda i: i * GOLDEN % 1):
+            nbytes -= self.chunks[number].nbytes
+            if nbytes < 0:
+                break
+            chosen.append(number)
+        with self._changed:
+            self._forget_until(None)
+            self._pinned = {n: self._pinned[n] for n in chosen if n in self._pinned}
+            self._next = 0
+        missing = [number for number in chosen if number not in self._pinned]
+        with ThreadPoolExecutor(READERS) as readers:
+            for number, content in zip(
+                missing, readers.map(self._read_pinned, missing), strict=True
+            ):
+                self._pinned[number] = content
+        self.bytes_pinned = sum(self.chunks[number].nbytes for number in self._pinned)
+
+    def _read_pinned(self, number: int) -> memoryview:
+        chunk = self.chunks[number]
+        buffer = page_buffer(chunk.nbytes)
+        return self._files.read(chunk.array.path, chunk.offset, chunk.nbytes, buffer)
+
+    def close(self) -> None:
+        """End the reader threads and give back all memory."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+        self._reads.clear()
+        self._buffers.clear()
+        self._pinned.clear()
