@@ -54,6 +54,7 @@ class Bloom:
 
     Attributes:
         config: its sizes.
+        model: its weights, to run passes with.
         tokenizer: a `tokenizers.Tokenizer`; None if the folder has no tokenizer.json.
     """
 
@@ -64,7 +65,7 @@ class Bloom:
         self._folder = folder
         self._memory = memory
         sizes = self.config.num_hidden_layers, self.config.hidden_size, self.config.vocab_size
-        self._model = Model(self.config, WeightStore(Folder.open(folder, *sizes), threads))
+        self.model = Model(self.config, WeightStore(Folder.open(folder, *sizes), threads))
 
     def __enter__(self) -> "Bloom":
         return self
@@ -79,7 +80,7 @@ class Bloom:
 
     def close(self) -> None:
         """Give back files and memory. The model cannot be used afterwards."""
-        self._model.store.close()
+        self.model.store.close()
 
     def __call__(self, token_ids: npt.ArrayLike) -> Floats:
         """Logits of a text at every position.
@@ -94,10 +95,10 @@ class Bloom:
             NumpyBloomError: an id is not in the vocabulary, or there are none.
         """
         ids = check_token_ids(token_ids, self.config)
-        self._model.prepare(
+        self.model.prepare(
             self._memory, cache_tokens=len(ids), pass_tokens=len(ids), logit_rows=len(ids)
         )
-        return self._model.run([ids], [self._model.cache(len(ids))], all_positions=True)
+        return self.model.run([ids], [self.model.cache(len(ids))], all_positions=True)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text. Nothing is added; `</s>` in the text is its token.
@@ -154,7 +155,7 @@ class Bloom:
         """
         ids = self.encode(prompt) if isinstance(prompt, str) else prompt
         return Generation(
-            self._model,
+            self.model,
             self.tokenizer,
             check_token_ids(ids, self.config),
             memory=self._memory,

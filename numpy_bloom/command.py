@@ -1,12 +1,16 @@
-"""What all commands share: how they end."""
+"""What all commands share: how they read a text, and how they end."""
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable
 
-from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.errors import NumpyBloomError, OptionError
 
+FAILED = 1
+WRONG_USAGE = 2
+"""As argparse has it."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as shells count."""
 
@@ -19,29 +23,65 @@ def run_command(main: Callable[[], None], name: str) -> int:
         name: stands before an error's text.
 
     Returns:
-        0; 1 for a failure, told in one line on stderr; 130 after Ctrl-C.
+        0; 1 for a failure and 2 for an option out of range, told in one line on stderr; 130 after
+        Ctrl-C.
     """
     try:
+        _prepare_streams()
         main()
         sys.stdout.flush()
-    except NumpyBloomError as error:
-        return _failed(name, str(error))
+    except OptionError as error:
+        return _failed(name, str(error), WRONG_USAGE)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # spares the interpreter's last flush
         return _failed(name, "stdout was closed before all was written")
-    except OSError as error:
+    except (NumpyBloomError, OSError) as error:
         return _failed(name, str(error))
     except MemoryError as error:
-        return _failed(name, f"out of memory: {error}")
+        return _failed(name, f"out of memory. {error}")
     except KeyboardInterrupt:
-        print(f"\n{name}: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        print(file=sys.stderr)  # behind the ^C of the terminal
+        return _failed(name, "interrupted", INTERRUPTED)
     return 0
 
 
-def _failed(name: str, text: str) -> int:
-    print(f"{name}: error: {' '.join(text.split())}", file=sys.stderr)
-    return 1
+def _prepare_streams() -> None:
+    """Write UTF-8 whatever the locale, and do without a stderr that is closed."""
+    if sys.stderr is None:
+        sys.stderr = io.StringIO()  # print would take stdout instead
+    if sys.stdout is None:
+        raise NumpyBloomError("stdout is closed")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
+
+
+def _failed(name: str, text: str, code: int = FAILED) -> int:
+    try:
+        sys.stdout.flush()
+    except (OSError, AttributeError):
+        # Spares the interpreter's last flush, which would fail once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    kind = "" if code == INTERRUPTED else "error: "
+    print(f"{name}: {kind}{' '.join(text.split())}", file=sys.stderr)
+    return code
+
+
+def text_argument(argument: str) -> str:
+    """The text that an argument stands for: itself, or what stdin holds if it is `-`.
+
+    Raises:
+        NumpyBloomError: stdin is closed, or the text is not UTF-8.
+    """
+    try:
+        if argument != "-":
+            argument.encode()  # bytes that are not UTF-8 arrive as lone surrogates
+            return argument
+        if sys.stdin is None:
+            raise NumpyBloomError("stdin is closed; expected a text there")
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(encoding="utf-8", errors="strict")
+        return sys.stdin.read()
+    except UnicodeError as error:
+        raise NumpyBloomError(f"the text is not UTF-8: {error}") from error
 
 
 def parser(module: str, description: str, example: str) -> argparse.ArgumentParser:

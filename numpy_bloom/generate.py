@@ -8,8 +8,9 @@ import time
 from dataclasses import asdict
 
 from numpy_bloom.bloom import Bloom, load
-from numpy_bloom.command import parser, run_command
+from numpy_bloom.command import parser, run_command, text_argument
 from numpy_bloom.generation.loop import Generation
+from numpy_bloom.progress import PassBar, forecast
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
 
@@ -18,12 +19,13 @@ def main() -> None:
     """Parse, generate, print."""
     command = _parser()
     args = command.parse_args()
-    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    prompt = text_argument(args.prompt)
     options = {name: value for name in SAMPLING if (value := getattr(args, name)) is not None}
     with load(args.model, memory=args.memory, threads=args.threads) as model:
         generation = model.generate(
             prompt, max_new_tokens=args.max_new_tokens, stop=args.stop, **options
         )
+        _announce(model)
         if args.json:
             _print_json(prompt, generation)
         elif args.show_tokens:
@@ -51,9 +53,19 @@ def _parser() -> argparse.ArgumentParser:
     add("--stop", action="append", default=[], metavar="TEXT", help="end before TEXT; repeatable")
     add("--memory", metavar="SIZE", help="for everything, such as 2GB (default: what is free)")
     add("--threads", type=int, metavar="N", help="default: the cores available")
-    add("--json", action="store_true", help="one JSON object with tokens, text and statistics")
-    add("--show-tokens", action="store_true", help="a line for each token: probability, seconds")
+    form = command.add_mutually_exclusive_group().add_argument
+    form("--json", action="store_true", help="one JSON object with tokens, text and statistics")
+    form("--show-tokens", action="store_true", help="a line for each token: probability, seconds")
     return command
+
+
+def _announce(model: Bloom) -> None:
+    """Tell what a streamed run will take, and show its progress on a terminal."""
+    text = forecast(model.model)
+    if text:
+        print(text, file=sys.stderr)
+        if sys.stderr.isatty():
+            model.model.store.stream.on_chunk = PassBar(model.model)
 
 
 def _print_text(generation: Generation) -> None:
@@ -91,10 +103,13 @@ def _print_json(prompt: str, generation: Generation) -> None:
 
 def _print_stats(generation: Generation) -> None:
     stats = generation.stats
+    seconds = stats.prefill_seconds + stats.decode_seconds
+    read = f"{stats.weight_bytes_read / 1e9:.2f} GB read at " if stats.weight_bytes_read else ""
+    rate = f"{stats.weight_bytes_read / 1e9 / seconds:.2f} GB/s; " if read else ""
     print(
         f"{len(generation.prompt_token_ids)} tokens in {stats.prefill_seconds:.2f} s, then "
-        f"{len(generation.token_ids)} new ones at {stats.tokens_per_second:.1f} a second; "
-        f"peak memory {stats.peak_memory_bytes / 1e6:.0f} MB",
+        f"{len(generation.token_ids)} new ones at {stats.tokens_per_second:.3g} a second; "
+        f"{read}{rate}peak memory {stats.peak_memory_bytes / 1e6:.0f} MB",
         file=sys.stderr,
     )
 

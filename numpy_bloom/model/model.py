@@ -24,6 +24,7 @@ class Model:
         store: where the weights lie.
         weights: all parameters, as a tree.
         passes: how often the weights were gone through.
+        memory_for_all: what the run prepared last would need to read nothing from disk.
     """
 
     def __init__(self, config: BloomConfig, store: WeightStore) -> None:
@@ -31,6 +32,7 @@ class Model:
         self.store = store
         self.weights = bloom_weights(store, config)
         self.passes = 0
+        self.memory_for_all = 0
         self._caches: WeakSet[KVCache] = WeakSet()  # those that still take memory
 
     def prepare(self, memory: int, *, cache_tokens: int, pass_tokens: int, logit_rows: int) -> None:
@@ -48,7 +50,8 @@ class Model:
         held = KVCache.nbytes(config, cache_tokens + sum(cache.capacity for cache in self._caches))
         working = working_bytes(config, pass_tokens, logit_rows, store.team.threads)
         needed = store.vector_bytes + held + working
-        if needed + store.stream.nbytes > memory:
+        self.memory_for_all = needed + store.stream.nbytes
+        if self.memory_for_all > memory:
             needed += store.stream.buffer_bytes
         if needed > memory:
             raise NumpyBloomError(

@@ -246,7 +246,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
         NumpyBloomError: there is none, or it is of another format version.
     """
     if not path.is_dir():
-        raise NumpyBloomError(f"{path} is not a folder; expected a converted model")
+        raise NumpyBloomError(
+            f"{path} is not a folder; expected a converted model, which is made of a "
+            "Hugging Face checkpoint with: python -m conversion SOURCE TARGET"
+        )
     if not (path / MANIFEST).is_file():
         raise NumpyBloomError(
             f"{path} is not a converted model (it has no {MANIFEST}); "
@@ -267,7 +270,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 def _check_size(file: Path, manifest: Mapping[str, Any]) -> None:
     entry = manifest["files"].get(file.name)
-    if not isinstance(entry, dict) or "size" not in entry:
+    if not isinstance(entry, dict) or not isinstance(entry.get("size"), int):
         raise NumpyBloomError(
             f"{file.parent / MANIFEST} does not list {file.name}; convert the checkpoint again"
         )

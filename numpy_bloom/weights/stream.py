@@ -7,7 +7,8 @@ are spread evenly over the pass, so that the disk stays busy while pinned chunks
 """
 
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -64,6 +65,7 @@ class Stream:
         files: to read them from.
 
     Attributes:
+        on_chunk: called with each chunk that is handed out.
         nbytes: of all chunks.
         buffer_bytes: what read-ahead takes if not all of them are pinned.
         bytes_pinned: of chunks that are held in memory.
@@ -72,6 +74,7 @@ class Stream:
 
     def __init__(self, chunks: Sequence[Chunk], files: DirectFiles) -> None:
         self.chunks = chunks
+        self.on_chunk: Callable[[Chunk], None] = lambda chunk: None
         self.nbytes = sum(chunk.nbytes for chunk in chunks)
         self.buffer_bytes = BUFFERS * max(chunk.nbytes for chunk in chunks)
         self.bytes_pinned = 0
@@ -91,8 +94,14 @@ class Stream:
         Raises:
             NumpyBloomError: its file cannot be read.
         """
-        if number in self._pinned:
-            return self._pinned[number]
+        content = self._pinned.get(number)
+        if content is None:
+            content = self._take(number)
+        self.on_chunk(self.chunks[number])
+        return content
+
+    def _take(self, number: int) -> memoryview:
+        """Wait for a chunk to be read."""
         with self._changed:
             self._start_readers()
             while (read := self._find(number)) is None or not read.done:
@@ -151,6 +160,27 @@ class Stream:
                     self._reads.remove(other)
 
     # --- reader threads ---------------------------------------------------------------------------
+
+    def fill(self) -> float:
+        """Read ahead until all buffers are full.
+
+        Returns:
+            Bytes read per second. 0 if there was nothing to read.
+
+        Raises:
+            NumpyBloomError: a file cannot be read.
+        """
+        with self._changed:
+            start = time.perf_counter()
+            self._forget_until(None)
+            self._next = 0
+            self._start_readers()
+            self._changed.notify_all()
+            most = min(BUFFERS, len(self.chunks) - len(self._pinned))
+            while len(self._reads) < most or not all(read.done for read in self._reads):
+                self._changed.wait()
+            seconds = time.perf_counter() - start
+            return sum(len(read.content) for read in self._reads) / seconds
 
     def _start_readers(self) -> None:
         if self._threads:
