@@ -55,6 +55,7 @@ class Bloom:
     Attributes:
         config: its sizes.
         model: its weights, to run passes with.
+        memory: bytes that it may use.
         tokenizer: a `tokenizers.Tokenizer`; None if the folder has no tokenizer.json.
     """
 
@@ -63,7 +64,7 @@ class Bloom:
         self.config = _config(folder)
         self.tokenizer = _tokenizer(folder)
         self._folder = folder
-        self._memory = memory
+        self.memory = memory
         sizes = self.config.num_hidden_layers, self.config.hidden_size, self.config.vocab_size
         self.model = Model(self.config, WeightStore(Folder.open(folder, *sizes), threads))
 
@@ -96,7 +97,7 @@ class Bloom:
         """
         ids = check_token_ids(token_ids, self.config)
         self.model.prepare(
-            self._memory, cache_tokens=len(ids), pass_tokens=len(ids), logit_rows=len(ids)
+            self.memory, cache_tokens=len(ids), pass_tokens=len(ids), logit_rows=len(ids)
         )
         return self.model.run([ids], [self.model.cache(len(ids))], all_positions=True)
 
@@ -158,7 +159,7 @@ class Bloom:
             self.model,
             self.tokenizer,
             check_token_ids(ids, self.config),
-            memory=self._memory,
+            memory=self.memory,
             max_new_tokens=max_new_tokens,
             stop=stop,
             sampling=SamplingOptions(

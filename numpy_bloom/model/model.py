@@ -87,8 +87,9 @@ class Model:
         Returns:
             Logits (B, V), or (T, V) for all positions, float32.
         """
-        x = forward(sequences, caches, self.weights, self.config, tap)  # (T, H)
-        if not all_positions:
-            x = x[np.cumsum([len(ids) for ids in sequences]) - 1]  # (B, H)
-        self.passes += 1
-        return unembed(x, self.weights, self.config, tap)
+        with self.store.computing():
+            x = forward(sequences, caches, self.weights, self.config, tap)  # (T, H)
+            if not all_positions:
+                x = x[np.cumsum([len(ids) for ids in sequences]) - 1]  # (B, H)
+            self.passes += 1
+            return unembed(x, self.weights, self.config, tap)

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from numpy_bloom.errors import NumpyBloomError
 
+PROC = Path("/proc")
+CGROUPS = Path("/sys/fs/cgroup")
+
 UNITS = {
     "B": 1,
     "KB": 10**3,
@@ -45,7 +48,7 @@ def available_memory() -> int:
     The least of what Linux calls available and of what is left in each memory cgroup that the
     process is in; elsewhere half of the physical memory.
     """
-    meminfo = Path("/proc/meminfo")
+    meminfo = PROC / "meminfo"
     if not meminfo.is_file():
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     line = next(text for text in meminfo.read_text().splitlines() if "MemAvailable" in text)
@@ -55,12 +58,12 @@ def available_memory() -> int:
 def _left_in_cgroups() -> Iterator[int]:
     """What each limit that holds for this process leaves of itself; files cached do not count."""
     yield 2**63
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
+    for line in (PROC / "self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":  # version 2
-            root, names = Path("/sys/fs/cgroup"), ("memory.max", "memory.current", "inactive_file")
+            root, names = CGROUPS, ("memory.max", "memory.current", "inactive_file")
         elif "memory" in controllers.split(","):
-            root = Path("/sys/fs/cgroup/memory")
+            root = CGROUPS / "memory"
             names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
         else:
             continue

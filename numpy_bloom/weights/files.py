@@ -44,18 +44,17 @@ class DirectFiles:
         length = -(-(skip + nbytes) // ALIGNMENT) * ALIGNMENT
         try:
             handle = self._open(path)
-            count = 0
-            # A piece that ends off the page grid is the file's last.
-            while count < skip + nbytes and count % ALIGNMENT == 0:
-                step = self._read_some(handle, buffer[count:length], begin + count)
-                if step == 0:
-                    break
-                count += step
+            count, before = 0, -1
+            while before < count < skip + nbytes:  # not further than before: the end of the file
+                before = count
+                page = count - count % ALIGNMENT
+                count = page + self._read_some(handle, buffer[page:length], begin + page)
+            size = os.fstat(handle).st_size
         except OSError as error:
             raise NumpyBloomError(f"cannot read {path}: {error.strerror or error}") from error
         if count < skip + nbytes:
             raise NumpyBloomError(
-                f"{path} ends at byte {begin + count:,}, expected {offset + nbytes:,} or more; "
+                f"{path} ends at byte {size:,}, expected {offset + nbytes:,} or more; "
                 "convert the checkpoint again"
             )
         return buffer[skip : skip + nbytes]

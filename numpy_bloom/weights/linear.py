@@ -25,8 +25,10 @@ def linear(x: Floats, weight: Matrix) -> Floats:
     multiply = product(x, weight.dtype)
 
     def work(tile: Tile) -> None:
-        y[:, tile.rows] = multiply(tile.stored).T
-        tile.done()
+        try:
+            y[:, tile.rows] = multiply(tile.stored).T
+        finally:
+            tile.done()
 
     try:
         weight.team.run(work, weight.tiles())

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.weights.files import DirectFiles, page_buffer
 from numpy_bloom.weights.folder import StoredArray
 
@@ -38,6 +39,10 @@ class Chunk:
         return (self.stop - self.start) * self.array.row_bytes
 
     @property
+    def elements(self) -> int:
+        return (self.stop - self.start) * self.array.shape[1]
+
+    @property
     def offset(self) -> int:
         return self.array.offset + self.start * self.array.row_bytes
 
@@ -49,7 +54,7 @@ class _Read:
         self.number = number
         self.buffer = buffer
         self.content = buffer[:0]
-        self.error: BaseException | None = None
+        self.errors: list[Exception] = []  # one at most
         self.done = False
         self.wanted = True  # False: to be forgotten as soon as it is done
         self.in_use = False
@@ -69,7 +74,7 @@ class Stream:
         nbytes: of all chunks.
         buffer_bytes: what read-ahead takes if not all of them are pinned.
         bytes_pinned: of chunks that are held in memory.
-        bytes_read: of chunks read from disk and handed out so far.
+        bytes_read: of chunks and rows read from disk and handed out so far.
     """
 
     def __init__(self, chunks: Sequence[Chunk], files: DirectFiles) -> None:
@@ -80,8 +85,12 @@ class Stream:
         self.bytes_pinned = 0
         self.bytes_read = 0
         self._files = files
+        self._taking = threading.Lock()  # two threads would for ever undo each other's order
+        self._lock = threading.RLock()  # guards all below
+        # Ctrl-C may come while Condition takes its lock, but not while the interpreter takes it:
+        # hence `with self._lock`, not `with self._changed`.
+        self._changed = threading.Condition(self._lock)
         self._pinned: dict[int, memoryview] = {}
-        self._changed = threading.Condition()  # guards all below
         self._threads: list[threading.Thread] = []
         self._buffers: list[memoryview] = []
         self._reads: list[_Read] = []  # in the order of use; each owns its buffer
@@ -92,7 +101,7 @@ class Stream:
         """The bytes of a chunk. They stay valid until it is released.
 
         Raises:
-            NumpyBloomError: its file cannot be read.
+            NumpyBloomError: its file cannot be read, or the stream was closed.
         """
         content = self._pinned.get(number)
         if content is None:
@@ -102,19 +111,19 @@ class Stream:
 
     def _take(self, number: int) -> memoryview:
         """Wait for a chunk to be read."""
-        with self._changed:
+        with self._taking, self._lock:
             self._start_readers()
             while (read := self._find(number)) is None or not read.done:
                 if read is None:  # not the order that was guessed: read from here on
                     self._forget_until(None)
                     self._next = number
                     self._changed.notify_all()
-                self._changed.wait()
+                self._wait()
             self._forget_until(read)
+            if read.errors:
+                self._forget_until(None)  # what is ahead may have failed as well
+                raise read.errors.pop()
             read.in_use = True
-            if read.error is not None:
-                self._reads.remove(read)
-                raise read.error
             self.bytes_read += self.chunks[number].nbytes
             return read.content
 
@@ -126,19 +135,21 @@ class Stream:
             within: the number of the chunk that they are part of, if it is one of this stream.
 
         Raises:
-            NumpyBloomError: their file cannot be read.
+            NumpyBloomError: their file cannot be read, or the stream was closed.
         """
+        self._check_open()
         content = None if within is None else self._pinned.get(within)
         if content is not None and within is not None:
             skip = rows.offset - self.chunks[within].offset
             return content[skip : skip + rows.nbytes]
-        self.bytes_read += rows.nbytes
-        buffer = page_buffer(rows.nbytes)
-        return self._files.read(rows.array.path, rows.offset, rows.nbytes, buffer)
+        content = self._read_apart(rows)
+        with self._lock:
+            self.bytes_read += rows.nbytes
+        return content
 
     def release(self, number: int | None = None) -> None:
         """A chunk that was handed out (None: every one) is no longer needed."""
-        with self._changed:
+        with self._lock:
             self._reads = [
                 read for read in self._reads if not (read.in_use and number in (None, read.number))
             ]
@@ -159,6 +170,15 @@ class Stream:
                 if other.done:
                     self._reads.remove(other)
 
+    def _wait(self) -> None:
+        """Wait for a change."""
+        self._changed.wait()
+        self._check_open()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise NumpyBloomError("the model was closed; load it again")
+
     # --- reader threads ---------------------------------------------------------------------------
 
     def fill(self) -> float:
@@ -168,9 +188,9 @@ class Stream:
             Bytes read per second. 0 if there was nothing to read.
 
         Raises:
-            NumpyBloomError: a file cannot be read.
+            NumpyBloomError: a file cannot be read, or the stream was closed.
         """
-        with self._changed:
+        with self._lock:
             start = time.perf_counter()
             self._forget_until(None)
             self._next = 0
@@ -178,24 +198,26 @@ class Stream:
             self._changed.notify_all()
             most = min(BUFFERS, len(self.chunks) - len(self._pinned))
             while len(self._reads) < most or not all(read.done for read in self._reads):
-                self._changed.wait()
+                self._wait()
+            for read in self._reads:
+                if read.errors:
+                    self._forget_until(None)
+                    raise read.errors.pop()
             seconds = time.perf_counter() - start
             return sum(len(read.content) for read in self._reads) / seconds
 
     def _start_readers(self) -> None:
-        if self._threads:
-            return
-        self._buffers = [page_buffer(self.buffer_bytes // BUFFERS) for _ in range(BUFFERS)]
-        self._threads = [
-            threading.Thread(target=self._serve, name="numpy-bloom-reader", daemon=True)
-            for _ in range(READERS)
-        ]
-        for thread in self._threads:
+        self._check_open()
+        if not self._buffers:
+            self._buffers = [page_buffer(self.buffer_bytes // BUFFERS) for _ in range(BUFFERS)]
+        while len(self._threads) < READERS:
+            thread = threading.Thread(target=self._serve, name="numpy-bloom-reader", daemon=True)
             thread.start()
+            self._threads.append(thread)
 
     def _serve(self) -> None:
         while True:
-            with self._changed:
+            with self._lock:
                 while not self._closed and (read := self._begin()) is None:
                     self._changed.wait()
                 if self._closed:
@@ -207,8 +229,8 @@ class Stream:
                     chunk.array.path, chunk.offset, chunk.nbytes, read.buffer
                 )
             except Exception as error:  # handed to whoever asks for the chunk
-                read.error = error
-            with self._changed:
+                read.errors.append(error)
+            with self._lock:
                 read.done = True
                 if not read.wanted:
                     self._reads.remove(read)
@@ -235,34 +257,42 @@ class Stream:
         """Hold as many chunks in memory as fit into `nbytes`, always the same ones first.
 
         Raises:
-            NumpyBloomError: a file cannot be read.
+            NumpyBloomError: a file cannot be read, or the stream was closed. What was held before
+                and fits is held still.
         """
+        self._check_open()
         chosen: list[int] = []
         for number in sorted(range(len(self.chunks)), key=lambda i: i * GOLDEN % 1):
             nbytes -= self.chunks[number].nbytes
             if nbytes < 0:
                 break
             chosen.append(number)
-        with self._changed:
-            self._forget_until(None)
-            self._pinned = {n: self._pinned[n] for n in chosen if n in self._pinned}
-            self._next = 0
-        missing = [number for number in chosen if number not in self._pinned]
+        kept = {number: self._pinned[number] for number in chosen if number in self._pinned}
+        self._hold(kept)
+        missing = [number for number in chosen if number not in kept]
+        if len(chosen) == len(self.chunks):
+            with self._lock:
+                self._buffers.clear()  # nothing is read ahead any more
         with ThreadPoolExecutor(READERS) as readers:
-            for number, content in zip(
-                missing, readers.map(self._read_pinned, missing), strict=True
-            ):
-                self._pinned[number] = content
-        self.bytes_pinned = sum(self.chunks[number].nbytes for number in self._pinned)
+            contents = readers.map(self._read_apart, [self.chunks[number] for number in missing])
+            self._hold(kept | dict(zip(missing, contents, strict=True)))
 
-    def _read_pinned(self, number: int) -> memoryview:
-        chunk = self.chunks[number]
-        buffer = page_buffer(chunk.nbytes)
-        return self._files.read(chunk.array.path, chunk.offset, chunk.nbytes, buffer)
+    def _hold(self, pinned: dict[int, memoryview]) -> None:
+        """Pin these chunks and no others, at once, so that no reader sees a part of them."""
+        with self._lock:
+            self._pinned = pinned
+            self.bytes_pinned = sum(self.chunks[number].nbytes for number in pinned)
+            self._forget_until(None)
+            self._next = 0
+
+    def _read_apart(self, rows: Chunk) -> memoryview:
+        """Read rows into a buffer of their own."""
+        buffer = page_buffer(rows.nbytes)
+        return self._files.read(rows.array.path, rows.offset, rows.nbytes, buffer)
 
     def close(self) -> None:
         """End the reader threads and give back all memory."""
-        with self._changed:
+        with self._lock:
             self._closed = True
             self._changed.notify_all()
         for thread in self._threads:

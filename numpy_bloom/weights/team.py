@@ -7,7 +7,9 @@ cores itself: widening a tile and multiplying it then happen in the cache of one
 import threading
 from collections.abc import Callable, Iterator
 from queue import SimpleQueue
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+
+from numpy_bloom.errors import NumpyBloomError
 
 Item = TypeVar("Item")
 
@@ -15,30 +17,51 @@ Item = TypeVar("Item")
 class _Job(Generic[Item]):
     """Items that several threads take one by one, until they are gone or a thread fails."""
 
-    def __init__(self, work: Callable[[Item], None], items: Iterator[Item]) -> None:
+    def __init__(self, work: Callable[[Item], object], items: Iterator[Item]) -> None:
         self._work = work
         self._items = items
         self._lock = threading.Lock()  # an iterator may be a generator, which takes one caller
-        self.error: BaseException | None = None
-        self.begun: list[None] = []
-        self.ended: SimpleQueue[None] = SimpleQueue()
+        self.errors: list[BaseException] = []
+        self._failed = False
+        self._begun: list[None] = []  # one for each helper
+        self._ended: list[None] = []
+        self._ends: SimpleQueue[None] = SimpleQueue()  # wakes who waits for them
 
     def take_part(self) -> None:
-        self.begun.append(None)
+        """Work on items until there are no more, or a thread has failed."""
+        while True:
+            with self._lock:
+                if self._failed:
+                    return
+                try:
+                    item = next(self._items)
+                except StopIteration:
+                    return
+            self._work(item)
+
+    def help(self) -> None:
+        """Take part; errors are for the caller of `run`."""
+        self._begun.append(None)
         try:
-            while True:
-                with self._lock:
-                    if self.error is not None:
-                        return
-                    try:
-                        item = next(self._items)
-                    except StopIteration:
-                        return
-                self._work(item)
-        except BaseException as error:  # handed to the caller of `run`
-            self.error = error
-        finally:
-            self.ended.put(None)
+            self.take_part()
+        except BaseException as error:
+            self.fail(error)
+        self._ended.append(None)
+        self._ends.put(None)
+
+    def fail(self, error: BaseException) -> None:
+        """No item is to be begun any more."""
+        if not self._failed:
+            self.errors.append(error)
+        self._failed = True
+
+    def wait(self) -> None:
+        """Wait for the helpers that have begun. One that begins later finds nothing to do.
+
+        Ends are counted in `_ended`, so that nothing is lost if this is interrupted and repeated.
+        """
+        while len(self._ended) < len(self._begun):
+            self._ends.get()
 
 
 class Team:
@@ -50,43 +73,52 @@ class Team:
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        self._jobs: list[SimpleQueue[_Job[object] | None]] = []
+        self._helpers: list[tuple[threading.Thread, SimpleQueue[_Job[Any] | None]]] = []
+        self._closed = False
 
-    def run(self, work: Callable[[Item], None], items: Iterator[Item]) -> None:
+    def run(self, work: Callable[[Item], object], items: Iterator[Item]) -> None:
         """Call `work` once for each item, from several threads, in no fixed order.
 
         Raises:
-            BaseException: the first that `work` or `items` raised; no item is begun after it, and
-                none is still worked on when it reaches the caller.
+            BaseException: the first that `work` or `items` raised, or Ctrl-C; no item is begun
+                after it, and none is still worked on when it reaches the caller.
+            NumpyBloomError: the team was closed.
         """
-        while len(self._jobs) < self.threads - 1:
+        if self._closed:
+            raise NumpyBloomError("the model was closed; load it again")
+        while len(self._helpers) < self.threads - 1:
             self._hire()
         job = _Job(work, items)
-        for queue in self._jobs:
-            queue.put(job)  # type: ignore[arg-type]
-        job.take_part()
-        # A helper that wakes up only now finds no item left; those that began are waited for.
-        for _ in range(len(job.begun)):
-            job.ended.get()
-        if job.error is not None:
-            raise job.error
+        try:
+            for _, queue in self._helpers:
+                queue.put(job)
+            job.take_part()
+            job.wait()
+        except BaseException as error:  # Ctrl-C comes between any two lines above
+            job.fail(error)
+            job.wait()
+        if job.errors:  # taken out: it holds this frame, and a cycle would keep the pass's arrays
+            raise job.errors.pop(0)
 
     def _hire(self) -> None:
-        queue: SimpleQueue[_Job[object] | None] = SimpleQueue()
+        queue: SimpleQueue[_Job[Any] | None] = SimpleQueue()
         thread = threading.Thread(
             target=_serve, args=(queue,), name="numpy-bloom-team", daemon=True
         )
         thread.start()
-        self._jobs.append(queue)
+        self._helpers.append((thread, queue))
 
     def close(self) -> None:
         """Send the helpers home."""
-        for queue in self._jobs:
+        self._closed = True
+        for _, queue in self._helpers:
             queue.put(None)
-        self._jobs.clear()
+        for thread, _ in self._helpers:
+            thread.join()
+        self._helpers.clear()
 
 
-def _serve(queue: "SimpleQueue[_Job[object] | None]") -> None:
+def _serve(queue: "SimpleQueue[_Job[Any] | None]") -> None:
     while (job := queue.get()) is not None:
-        job.take_part()
+        job.help()
         del job  # holds the arrays of the pass

@@ -1,0 +1,75 @@
+"""What disk, memory and cores can do at best: the limits to hold a model's speed against."""
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from numpy_bloom.weights.files import DirectFiles, page_buffer
+from numpy_bloom.weights.folder import StoredArray
+from numpy_bloom.weights.stream import READERS
+from numpy_bloom.weights.team import Team
+
+PIECE_BYTES = 16 << 20
+MOST_BYTES = 1 << 30
+REPEATS = 5
+
+
+def disk_rate(arrays: Sequence[StoredArray]) -> float:
+    """Bytes per second at which the arrays can be read one after the other, up to 1 GiB of them.
+
+    Large reads past the page cache, as many at once as the stream has reader threads, and nothing
+    done with the bytes.
+
+    Raises:
+        NumpyBloomError: a file cannot be read.
+    """
+    files = DirectFiles()
+    pieces = [
+        (array, start, min(PIECE_BYTES, array.nbytes - start))
+        for array in arrays
+        for start in range(0, array.nbytes, PIECE_BYTES)
+    ][: MOST_BYTES // PIECE_BYTES]
+    buffers = [page_buffer(PIECE_BYTES) for _ in range(READERS)]
+
+    def read(first: int) -> None:
+        for array, start, nbytes in pieces[first::READERS]:
+            files.read(array.path, array.offset + start, nbytes, buffers[first])
+
+    begin = time.perf_counter()
+    with ThreadPoolExecutor(READERS) as readers:
+        list(readers.map(read, range(READERS)))
+    seconds = time.perf_counter() - begin
+    files.close()
+    return sum(nbytes for _, _, nbytes in pieces) / seconds
+
+
+def memory_rate(team: Team) -> float:
+    """Bytes per second that the team's threads can read from memory: dot products of long vectors.
+
+    BLAS must be held to one thread.
+    """
+    vectors = np.ones((16, 1 << 23), dtype=np.float32)  # 512 MB, larger than any cache
+    return vectors.nbytes / _fastest(team, lambda part: np.dot(vectors[part], vectors[part]), 16)
+
+
+def arithmetic_rate(team: Team) -> float:
+    """Float32 operations per second in a product of two matrices that fit the caches.
+
+    BLAS must be held to one thread.
+    """
+    size, products = 512, 32
+    a = np.ones((size, size), dtype=np.float32)
+    operations = 2 * size**3 * products
+    return operations / _fastest(team, lambda _: a @ a, products)
+
+
+def _fastest(team: Team, work: Callable[[int], object], parts: int) -> float:
+    """Least seconds of some runs of `work` on all parts."""
+    seconds = []
+    for _ in range(REPEATS):
+        begin = time.perf_counter()
+        team.run(work, iter(range(parts)))
+        seconds.append(time.perf_counter() - begin)
+    return min(seconds)
