@@ -1,16 +1,17 @@
 """The object that users hold: a model, its tokenizer, and what one does with them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.errors import NumpyBloomError, OptionError
 from numpy_bloom.generation.loop import Generation
 from numpy_bloom.generation.sampling import SamplingOptions
-from numpy_bloom.model.config import BloomConfig
+from numpy_bloom.model.config import BloomConfig, token_ids
 from numpy_bloom.model.forward import check_token_ids
 from numpy_bloom.model.model import Model
 from numpy_bloom.weights.budget import default_memory, default_threads, parse_size
@@ -41,7 +42,7 @@ def load(
         NumpyBloomError: the folder is no complete converted model, or an option is out of range.
     """
     if threads is not None and threads < 1:
-        raise NumpyBloomError(f"threads is {threads}; expected a value in [1, inf), whole")
+        raise OptionError(f"threads is {threads}; expected a value in [1, inf), whole")
     return Bloom(
         DEMO if folder is None else Path(folder),
         default_memory() if memory is None else parse_size(memory),
@@ -172,10 +173,12 @@ def _config(folder: Path) -> BloomConfig:
     """The config, with the ends of text that generation_config.json may name."""
     values = read_json(folder / "config.json")
     generation = folder / "generation_config.json"
+    config = BloomConfig.from_dict(values)
     if generation.is_file():
-        eos = read_json(generation).get("eos_token_id")
-        values["eos_token_id"] = values.get("eos_token_id") if eos is None else eos
-    return BloomConfig.from_dict(values)
+        name = f"{generation}: eos_token_id"
+        eos = token_ids(read_json(generation).get("eos_token_id"), name)
+        config = replace(config, eos_token_ids=eos or config.eos_token_ids)
+    return config
 
 
 def _tokenizer(folder: Path) -> Tokenizer | None:

@@ -80,9 +80,9 @@ def _print_tokens(model: Bloom, generation: Generation) -> None:
     start = time.perf_counter()
     for number, token in enumerate(generation, start=1):
         seconds = time.perf_counter() - start
-        piece = model.decode([token.id])
+        piece = repr(model.decode([token.id]))[1:-1]  # a line break as \n
         probability = math.exp(token.logprob)
-        print(f"Token {number} ....... {piece!r}  p={probability:.3f}  {seconds:.2f} s", flush=True)
+        print(f"Token {number} ....... {piece}  p={probability:.3f}  {seconds:.2f} s", flush=True)
         start = time.perf_counter()
     _print_stats(generation)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.errors import NumpyBloomError, OptionError
 from numpy_bloom.generation.sampling import SamplingOptions, draw, next_token_distribution
 from numpy_bloom.generation.text import TextStream
 from numpy_bloom.model.forward import TokenIds
@@ -77,8 +77,8 @@ class Generation(Iterator[Token]):
         sampling: SamplingOptions,
         stop: Sequence[str],
     ) -> None:
-        if max_new_tokens < 1:
-            raise NumpyBloomError(
+        if max_new_tokens < 1 or max_new_tokens % 1:
+            raise OptionError(
                 f"max_new_tokens is {max_new_tokens}; expected a value in [1, inf), whole"
             )
         # The last token is never fed back, so it needs no place in the cache.

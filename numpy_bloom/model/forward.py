@@ -99,11 +99,14 @@ def check_token_ids(ids: npt.ArrayLike, config: BloomConfig) -> TokenIds:
     Raises:
         NumpyBloomError: there are none, they are no integers, or one is not in the vocabulary.
     """
-    array = np.asarray(ids)
-    if array.ndim != 1 or array.size == 0:
-        raise NumpyBloomError(
-            f"expected token ids as a 1-D array, not empty; got shape {array.shape}"
-        )
+    try:
+        array = np.asarray(ids)
+    except ValueError as error:  # lists of different lengths
+        raise NumpyBloomError(f"token ids must be a 1-D array: {error}") from error
+    if array.ndim != 1:
+        raise NumpyBloomError(f"token ids must be a 1-D array, got shape {array.shape}")
+    if array.size == 0:
+        raise NumpyBloomError("the prompt is empty; give at least one token")
     if not np.issubdtype(array.dtype, np.integer):
         raise NumpyBloomError(f"token ids must be integers, got {array.dtype}")
     wrong = array[(array < 0) | (array >= config.vocab_size)]

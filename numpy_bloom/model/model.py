@@ -87,7 +87,8 @@ class Model:
         Returns:
             Logits (B, V), or (T, V) for all positions, float32.
         """
-        with self.store.computing():
+        # What damaged weights bring about is seen in the logits, not in warnings on the way.
+        with self.store.computing(), np.errstate(invalid="ignore", over="ignore"):
             x = forward(sequences, caches, self.weights, self.config, tap)  # (T, H)
             if not all_positions:
                 x = x[np.cumsum([len(ids) for ids in sequences]) - 1]  # (B, H)

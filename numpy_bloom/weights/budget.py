@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.errors import OptionError
 
 PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")
@@ -27,12 +27,12 @@ def parse_size(size: str | int) -> int:
     """Bytes of a size such as `400MB`, `2.5 GiB` or a plain number of bytes.
 
     Raises:
-        NumpyBloomError: it is none, or not positive.
+        OptionError: it is none, or not positive.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?i?B)?\s*", str(size), re.IGNORECASE)
     nbytes = int(float(match[1]) * UNITS[(match[2] or "B").upper()]) if match else 0
     if nbytes < 1:
-        raise NumpyBloomError(f"memory is {size!r}; expected a size such as 400MB, 3GB or 2GiB")
+        raise OptionError(f"memory is {size!r}; expected a size such as 400MB, 3GB or 2GiB")
     return nbytes
 
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
+import numpy as np
+
 from numpy_bloom.errors import NumpyBloomError
 
 Item = TypeVar("Item")
@@ -119,6 +121,7 @@ class Team:
 
 
 def _serve(queue: "SimpleQueue[_Job[Any] | None]") -> None:
-    while (job := queue.get()) is not None:
-        job.help()
-        del job  # holds the arrays of the pass
+    with np.errstate(invalid="ignore", over="ignore"):  # holds for one thread: see `Model.run`
+        while (job := queue.get()) is not None:
+            job.help()
+            del job  # holds the arrays of the pass
