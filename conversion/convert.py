@@ -66,8 +66,14 @@ def convert(
         raise NumpyBloomError(
             f"the source {folder} lies within the target {target}; choose another target"
         )
-    config = BloomConfig.from_dict(read_json(folder / "config.json"))
+    values = read_json(folder / "config.json")
+    config = BloomConfig.from_dict(values)
     tensors = strip_prefix(open_checkpoint(folder))
+    if values.get("tie_word_embeddings") is False and "lm_head.weight" not in tensors:
+        raise NumpyBloomError(
+            f"{folder}: config.json says that the head is not the word embeddings "
+            "(tie_word_embeddings is false), but 'lm_head.weight' is missing"
+        )
     files = _files(tensors, config, folder)
     stored = {name: _stored_dtype(tensor, dtype) for name, tensor in tensors.items()}
     total = sum(file.stat().st_size for file in {tensor.path for tensor in tensors.values()})

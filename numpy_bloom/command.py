@@ -68,6 +68,8 @@ def _failed(name: str, text: str, code: int = FAILED) -> int:
 def text_argument(argument: str) -> str:
     """The text that an argument stands for: itself, or what stdin holds if it is `-`.
 
+    One line break at the end of stdin is no part of it.
+
     Raises:
         NumpyBloomError: stdin is closed, or the text is not UTF-8.
     """
@@ -79,7 +81,7 @@ def text_argument(argument: str) -> str:
             raise NumpyBloomError("stdin is closed; expected a text there")
         if isinstance(sys.stdin, io.TextIOWrapper):
             sys.stdin.reconfigure(encoding="utf-8", errors="strict")
-        return sys.stdin.read()
+        return sys.stdin.read().removesuffix("\n")  # as `echo` and editors leave it
     except UnicodeError as error:
         raise NumpyBloomError(f"the text is not UTF-8: {error}") from error
 

@@ -119,12 +119,12 @@ class Generation(Iterator[Token]):
             self.token_ids.append(token_id)
             if token_id in eos:
                 self.finish_reason = "eos"
-            elif self._stream.stopped:
-                self.finish_reason = "stop"
             elif len(self.token_ids) == self._max_new_tokens:
                 self.finish_reason = "length"
             if self.finish_reason is not None:
                 text += self._stream.finish()
+            if self._stream.stopped:
+                self.finish_reason = "stop"
             self.text += text
             yield Token(token_id, _logprob(logits, token_id), text)
             new = np.array([token_id], dtype=np.int64)

@@ -13,6 +13,8 @@ from numpy_bloom.weights.team import Team
 
 PIECE_BYTES = 16 << 20
 MOST_BYTES = 1 << 30
+MEMORY_VECTORS = 16  # of 32 MB, together larger than any cache
+PRODUCTS = 32
 REPEATS = 5
 
 
@@ -50,8 +52,9 @@ def memory_rate(team: Team) -> float:
 
     BLAS must be held to one thread.
     """
-    vectors = np.ones((16, 1 << 23), dtype=np.float32)  # 512 MB, larger than any cache
-    return vectors.nbytes / _fastest(team, lambda part: np.dot(vectors[part], vectors[part]), 16)
+    vectors = np.ones((MEMORY_VECTORS, 1 << 23), dtype=np.float32)
+    seconds = _fastest(team, lambda i: np.dot(vectors[i], vectors[i]), MEMORY_VECTORS)
+    return vectors.nbytes / seconds
 
 
 def arithmetic_rate(team: Team) -> float:
@@ -59,10 +62,9 @@ def arithmetic_rate(team: Team) -> float:
 
     BLAS must be held to one thread.
     """
-    size, products = 512, 32
+    size = 512
     a = np.ones((size, size), dtype=np.float32)
-    operations = 2 * size**3 * products
-    return operations / _fastest(team, lambda _: a @ a, products)
+    return 2 * size**3 * PRODUCTS / _fastest(team, lambda _: a @ a, PRODUCTS)
 
 
 def _fastest(team: Team, work: Callable[[int], object], parts: int) -> float:

@@ -1,0 +1,201 @@
+"""Where a conversion writes: what it may replace, what is left of a failed one, its memory."""
+
+import errno
+import json
+import os
+import shutil
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from checkpoints import Checkpoint, stored
+from conversions import failing, refused, snapshot
+
+from conversion import convert
+from conversion.source_tensor import SourceTensor
+from numpy_bloom.errors import NumpyBloomError
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("kind", ["folder", "empty folder", "file", "source"])
+def test_what_is_no_model_is_never_touched(tmp_path: Path, kind: str, overwrite: bool) -> None:
+    source = Checkpoint().write(tmp_path / "source")
+    target = tmp_path / "target"
+    if kind == "file":
+        target.write_text("mine")
+    elif kind == "source":
+        target = source
+    else:
+        target.mkdir()
+        if kind == "folder":
+            (target / "mine.txt").write_text("mine")
+    before = snapshot(tmp_path)
+    refused(source, f"{target} exists and is no converted model", target, overwrite=overwrite)
+    assert snapshot(tmp_path) == before
+
+
+def test_a_model_is_replaced_only_when_told(tmp_path: Path) -> None:
+    source, target = Checkpoint().write(tmp_path / "source"), tmp_path / "model"
+    convert(source, target)
+    before = snapshot(target)
+    refused(source, f"{target} exists; give --overwrite", target)
+    assert snapshot(target) == before
+    Checkpoint(seed=1, generation_config={}).write(source)
+    convert(source, target, overwrite=True)
+    assert snapshot(target).keys() == {*before, "generation_config.json"}
+    assert snapshot(target)["block_000.safetensors"] != before["block_000.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "source"]
+
+
+def test_a_source_within_its_target_is_never_replaced(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    convert(Checkpoint().write(tmp_path / "source"), target)
+    inner = Checkpoint(seed=1).write(target / "inner")
+    for source in (inner, Checkpoint().write(target)):
+        before = snapshot(tmp_path)
+        with pytest.raises(NumpyBloomError, match="lies within the target"):
+            convert(source, target, overwrite=True)
+        assert snapshot(tmp_path) == before
+
+
+def test_target_within_the_source(tmp_path: Path) -> None:
+    source = Checkpoint().write(tmp_path / "source")
+    before = snapshot(source)
+    convert(source, source / "numpy" / "model")
+    convert(source, tmp_path / "expected")
+    assert snapshot(source / "numpy" / "model") == snapshot(tmp_path / "expected")
+    assert {name: snapshot(source)[name] for name in before} == before
+
+
+def test_current_folder_as_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target = Checkpoint().write(tmp_path / "source"), tmp_path / "model"
+    convert(source, target, "float16")
+    monkeypatch.chdir(target)
+    convert(source, ".", overwrite=True)
+    assert json.loads((target / "manifest.json").read_text())["dtype"] == "float32"
+
+
+def test_link_as_target(tmp_path: Path) -> None:
+    source = Checkpoint().write(tmp_path / "source")
+    convert(source, tmp_path / "disk" / "model", "float16")
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "model")
+    convert(source, tmp_path / "link", overwrite=True)
+    assert (tmp_path / "link").is_symlink()
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["model"]
+    assert json.loads((tmp_path / "link/manifest.json").read_text())["dtype"] == "float32"
+
+
+def test_leftovers_are_replaced(tmp_path: Path) -> None:
+    """Of a conversion whose process was killed while it wrote, or while it replaced a model."""
+    source, target = Checkpoint().write(tmp_path / "source"), tmp_path / "model"
+    for name in ("model", "model.replaced"):
+        convert(source, tmp_path / name, "float16")
+    (tmp_path / "model.partial").mkdir()
+    (tmp_path / "model.partial/block_007.safetensors").write_bytes(b"half")
+    convert(source, target, overwrite=True)
+    convert(source, tmp_path / "expected")
+    assert snapshot(target) == snapshot(tmp_path / "expected")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["expected", "model", "source"]
+
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+DAMAGED = NumpyBloomError("damaged")
+INTERRUPTIONS = [
+    # With two blocks: 28 arrays are read, 7 files and their folder are synced, one or two renames.
+    *((SourceTensor, "read_rows", call, DAMAGED) for call in (1, 28)),
+    *((SourceTensor, "read_rows", call, KeyboardInterrupt()) for call in (1, 15, 28)),
+    *((os, "fsync", call, FULL) for call in (1, 4, 7, 8)),
+    *((os, "fsync", call, KeyboardInterrupt()) for call in (1, 8)),
+    (os, "rename", 1, FULL),
+    (os, "rename", 1, KeyboardInterrupt()),
+    (os, "mkdir", 1, FULL),
+]
+
+
+@pytest.mark.parametrize("existing", [False, True])
+@pytest.mark.parametrize(("owner", "name", "call", "error"), INTERRUPTIONS)
+def test_interruptions(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: Any,
+    name: str,
+    call: int,
+    error: BaseException,
+    existing: bool,
+) -> None:
+    """Wherever a conversion ends, what stood under the target's name stands there still."""
+    source, target = Checkpoint().write(tmp_path / "source"), tmp_path / "model"
+    if existing:
+        convert(source, target, "float16")
+    before = snapshot(tmp_path)
+    monkeypatch.setattr(owner, name, failing(getattr(owner, name), call, error))
+    with pytest.raises((NumpyBloomError, KeyboardInterrupt)) as raised:
+        convert(source, target, overwrite=True)
+    if error is FULL:
+        assert str(raised.value).startswith(f"cannot write {target}")
+        assert str(raised.value).endswith(f": {FULL.strerror}")
+    else:
+        assert raised.value is error
+    assert snapshot(tmp_path) == before
+    assert len(list(tmp_path.iterdir())) == 1 + existing
+    monkeypatch.undo()
+    convert(source, target, overwrite=True)  # and the way is free
+    assert json.loads((target / "manifest.json").read_text())["dtype"] == "float32"
+
+
+@pytest.mark.parametrize("error", [FULL, KeyboardInterrupt()])
+def test_a_model_that_cannot_be_replaced_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    """Between the two renames nothing stands under the name: the old model must come back."""
+    source, target = Checkpoint().write(tmp_path / "source"), tmp_path / "model"
+    convert(source, target, "float16")
+    before = snapshot(tmp_path)
+    monkeypatch.setattr(os, "rename", failing(os.rename, 2, error))
+    with pytest.raises((NumpyBloomError, KeyboardInterrupt)):
+        convert(source, target, overwrite=True)
+    assert snapshot(tmp_path) == before
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_target_below_a_file(tmp_path: Path) -> None:
+    source = Checkpoint().write(tmp_path / "source")
+    (tmp_path / "file").write_text("mine")
+    refused(source, "cannot write", tmp_path / "file" / "model")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_full_disk(tmp_path: Path) -> None:
+    """A real failing write: the system refuses files of more than 10 kB."""
+    resource = pytest.importorskip("resource")
+    source = Checkpoint().write(tmp_path / "source")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        refused(source, "embeddings.safetensors: ")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    ("source_dtype", "dtype"),
+    [("float32", "keep"), ("float32", "bfloat16"), ("bfloat16", "float32"), ("bfloat16", "keep")],
+)
+def test_memory(tmp_path: Path, source_dtype: str, dtype: str) -> None:
+    """A matrix of 64 MB, and a head that is compared with it, pass through less than 50 MB."""
+    rows = 64_000_000 // 64 // (4 if source_dtype == "float32" else 2)
+    checkpoint = Checkpoint(hidden=64, blocks=1, dtype=source_dtype, config={"vocab_size": rows})
+    embeddings = np.broadcast_to(stored(np.ones(64, np.float32), source_dtype), (rows, 64))
+    checkpoint.tensors["word_embeddings.weight"] = embeddings
+    checkpoint.tensors["lm_head.weight"] = embeddings
+    source = checkpoint.write(tmp_path / "source")
+    tracemalloc.start()
+    try:
+        convert(source, tmp_path / "model", dtype)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 50_000_000
+    shutil.rmtree(tmp_path)  # pytest keeps the folders of its last runs
