@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from numpy_bloom.weights.dtypes import STORED, Floats, Stored, narrow, widen
-from numpy_bloom.weights.kernels import product, tile_rows
+from numpy_bloom.weights.kernels import Product, product, tile_rows
 from numpy_bloom.weights.team import Team
 
 DTYPES = list(STORED)
@@ -21,11 +21,14 @@ def wide(stored: Stored, dtype: str) -> npt.NDArray[np.float64]:
     return widen(stored, dtype).astype(np.float64)
 
 
-def as_rows(y: Floats, rows: int, tokens: int) -> Floats:
-    """A product as (rows, T); that of one token may be a vector."""
-    assert y.dtype == np.float32
-    assert y.shape in {(rows, tokens), (rows,) if tokens == 1 else (rows, tokens)}
-    return y.reshape(rows, tokens)
+def multiplied(multiply: Product, stored: Stored, tokens: int) -> Floats:
+    """A product (T, rows), written into a part of a larger result as `linear` does it."""
+    rows = len(stored)
+    whole = np.full((tokens, rows + 5), np.nan, np.float32)
+    multiply(stored, whole[:, 2 : 2 + rows])
+    assert np.isnan(whole[:, :2]).all()
+    assert np.isnan(whole[:, 2 + rows :]).all()
+    return whole[:, 2 : 2 + rows]
 
 
 def assert_close(y: Floats, weights: npt.NDArray[np.float64], x: Floats) -> None:
@@ -33,8 +36,9 @@ def assert_close(y: Floats, weights: npt.NDArray[np.float64], x: Floats) -> None
     more for n · 2⁻²⁴ near 1) of the sum of their magnitudes (Higham 2002, section 3.1). One more
     rounding is granted for the two halves of the columns, which are summed apart."""
     unit = 2.0**-24 * (x.shape[1] + 2)
-    bound = unit * (np.abs(weights) @ np.abs(x.astype(np.float64)).T)
-    assert (np.abs(y - weights @ x.astype(np.float64).T) <= bound).all()
+    inputs = x.astype(np.float64)
+    bound = unit * (np.abs(inputs) @ np.abs(weights).T)
+    assert (np.abs(y - inputs @ weights.T) <= bound).all()
 
 
 def finite_patterns(dtype: str) -> Stored:
@@ -66,7 +70,7 @@ def test_product(dtype: str, tokens: int, columns: int, rows: int) -> None:
     stored = narrow(random.normal(size=(rows, columns)).astype(np.float32), dtype)
     x = random.normal(size=(tokens, columns)).astype(np.float32)
     before, kept = x.copy(), stored.copy()
-    y = as_rows(product(x, dtype)(stored), rows, tokens)
+    y = multiplied(product(x, dtype), stored, tokens)
     assert_close(y, wide(stored, dtype), x)
     np.testing.assert_array_equal(x, before)
     np.testing.assert_array_equal(stored, kept)
@@ -83,7 +87,7 @@ def test_more_rows_than_a_tile(dtype: str, tokens: int, monkeypatch: pytest.Monk
     x = random.normal(size=(tokens, 34)).astype(np.float32)
     multiply = product(x, dtype)
     for rows in (stored, stored[:6], stored[:1], stored[6:12], stored[36:], stored):
-        y = as_rows(multiply(rows), len(rows), tokens)
+        y = multiplied(multiply, rows, tokens)
         assert_close(y, wide(rows, dtype), x)
 
 
@@ -99,7 +103,7 @@ def test_stored_at_any_address(dtype: str, columns: int, offset: int) -> None:
     stored = np.frombuffer(content, STORED[dtype]).reshape(9, columns)
     for tokens in (1, 3):
         x = random.normal(size=(tokens, columns)).astype(np.float32)
-        y = as_rows(product(x, dtype)(stored), 9, tokens)
+        y = multiplied(product(x, dtype), stored, tokens)
         assert_close(y, wide(aligned, dtype), x)
 
 
@@ -111,7 +115,7 @@ def test_inputs_that_are_a_view(dtype: str) -> None:
         random.normal(size=(10, 4)).astype(np.float32).T,
         random.normal(size=(8, 20)).astype(np.float32)[::2, ::2],
     ):
-        assert_close(as_rows(product(x, dtype)(stored), 8, 4), wide(stored, dtype), x)
+        assert_close(multiplied(product(x, dtype), stored, 4), wide(stored, dtype), x)
 
 
 @pytest.mark.parametrize("dtype", SIXTEEN_BITS)
@@ -123,9 +127,9 @@ def test_every_finite_pattern_comes_out_exactly(dtype: str, columns: int, tokens
     expected = widen(stored, dtype)
     for first in range(0, columns, tokens):
         x = one_hot(columns, tokens, first)
-        y = as_rows(product(x, dtype)(stored), len(stored), tokens)
+        y = multiplied(product(x, dtype), stored, tokens)
         for token, column in enumerate(x.argmax(axis=1)):
-            np.testing.assert_array_equal(y[:, token], expected[:, column])
+            np.testing.assert_array_equal(y[token], expected[:, column])
 
 
 @pytest.mark.parametrize("columns", [8, 9])
@@ -140,9 +144,9 @@ def test_ends_of_float16(columns: int, tokens: int) -> None:
         stored[:, column] = np.array(bits, np.uint16).view(np.float16)
         x = np.zeros((tokens, columns), np.float32)
         x[-1, column] = 1
-        y = as_rows(product(x, "float16")(stored), len(bits), tokens)
-        assert y[:, -1].tolist() == values
-        assert not y[:, :-1].any()
+        y = multiplied(product(x, "float16"), stored, tokens)
+        assert y[-1].tolist() == values
+        assert not y[:-1].any()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -151,10 +155,10 @@ def test_several_threads_at_once(dtype: str) -> None:
     random = np.random.default_rng(5)
     tiles = [narrow(random.normal(size=(300, 512)).astype(np.float32), dtype) for _ in range(4)]
     multiply = product(random.normal(size=(2, 512)).astype(np.float32), dtype)
-    alone = [multiply(tile) for tile in tiles]
+    alone = [multiplied(multiply, tile, 2) for tile in tiles]
 
     def work(number: int) -> None:
-        np.testing.assert_array_equal(multiply(tiles[number % 4]), alone[number % 4])
+        np.testing.assert_array_equal(multiplied(multiply, tiles[number % 4], 2), alone[number % 4])
 
     with closing(Team(4)) as team:
         team.run(work, iter(range(200)))

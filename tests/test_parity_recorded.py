@@ -15,7 +15,7 @@ from parity import (
 )
 from recorded import FOLDER, NAMES, Recorded
 
-from numpy_bloom.model import attention, mlp
+from numpy_bloom.model import slices
 
 
 @pytest.fixture(params=NAMES)
@@ -45,9 +45,7 @@ def test_every_stage_agrees(recorded: Recorded) -> None:
 
 
 def test_slices_of_three_tokens_agree(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, tokens = recorded.model.config, len(recorded.prompt)
-    monkeypatch.setattr(attention, "SCORE_BYTES", 3 * 4 * config.num_attention_heads * tokens)
-    monkeypatch.setattr(mlp, "SLICE_BYTES", 3 * 4 * 4 * config.hidden_size)
+    monkeypatch.setattr(slices, "SLICE_TOKENS", 3)
     ours = record_stages(recorded.model, recorded.prompt)
     assert first_divergence(ours, recorded.stages, TOLERANCE) is None
 

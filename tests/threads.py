@@ -8,8 +8,8 @@ from pathlib import Path
 
 
 def thread_names() -> list[str]:
-    """Threads that run now."""
-    return sorted(thread.name for thread in threading.enumerate())
+    """Threads that run now; the one with which tqdm watches all its bars is its own affair."""
+    return sorted(t.name for t in threading.enumerate() if t.name != "tqdm_monitor")
 
 
 def open_files(folder: Path) -> list[str]:

@@ -91,7 +91,9 @@ def keep_top_k(logits: Floats, k: int) -> Floats:
 def keep_top_p(logits: Floats, p: float) -> Floats:
     """Drop the least likely tokens as long as their probabilities add up to no more than 1 - p."""
     order = np.argsort(logits, kind="stable")  # ascending
-    dropped = np.cumsum(softmax(logits[order])) <= 1 - p
+    # Summed in float64, compared in float32, as torch does: among equal logits each digit counts.
+    sums = np.cumsum(softmax(logits[order]), dtype=np.float64).astype(np.float32)
+    dropped = sums <= 1 - p
     dropped[-1] = False
     kept = np.empty_like(dropped)
     kept[order] = ~dropped

@@ -54,5 +54,6 @@ def causal_mask(queries: int, keys: int) -> Floats:
     Returns:
         (queries, keys) float32, for queries at the last positions of the sequence.
     """
-    mask = np.full((queries, keys), -np.inf, dtype=np.float32)
-    return np.triu(mask, k=keys - queries + 1)
+    query_position = np.arange(keys - queries, keys)
+    hidden = np.arange(keys)[None, :] > query_position[:, None]  # (queries, keys)
+    return np.where(hidden, np.float32(-np.inf), np.float32(0))

@@ -83,15 +83,15 @@ class BlockCache:
         self._lengths = lengths
         self._caches = caches
 
-    def append(self, k: Floats, v: Floats) -> Iterator[tuple[slice, Floats, Floats]]:
+    def append(self, k: Floats, v: Floats) -> Iterator[tuple[int, int, Floats, Floats]]:
         """Store the packed keys and values (T, N, D) of this pass, sequence by sequence.
 
         Yields:
-            The rows of the pass that belong to a sequence, and all its keys and values so far,
-            (N, S, D) each.
+            For each sequence its first row in the pass, how many are its own, and all its keys
+            and values so far, (N, S, D) each.
         """
-        start = 0
-        for length, cache in zip(self._lengths, self._caches, strict=True):
-            rows = slice(start, start + length)
-            yield rows, *cache.append(self._block, k[rows], v[rows])
-            start += length
+        first = 0
+        for count, cache in zip(self._lengths, self._caches, strict=True):
+            rows = slice(first, first + count)
+            yield first, count, *cache.append(self._block, k[rows], v[rows])
+            first += count

@@ -1,30 +1,37 @@
 """What a pass needs in memory besides its weights: an upper estimate, made before it starts."""
 
-from numpy_bloom.model.attention import SCORE_BYTES
 from numpy_bloom.model.config import BloomConfig
-from numpy_bloom.model.mlp import SLICE_BYTES
+from numpy_bloom.model.slices import SLICE_TOKENS
 from numpy_bloom.weights.kernels import scratch_bytes
 
 FLOATS_PER_HIDDEN = 12
 """Arrays of (T, H) that are alive at once, at the second MLP matrix: the residual stream, its
 norm, the 4H-wide input and its two halves for the kernel, the output, and one for temporaries."""
 
-LIVE_SLICES = 5
-"""Arrays of one slice that attention has at once: scaled, bias, mask, scores, probabilities."""
+LIVE_SCORES = 4
+"""Arrays of (N, T, S) that a slice has at once: scaled, bias, scores, probabilities."""
+
+LIVE_WIDE = 4
+"""Arrays of (T, 4H) that a slice has at once, in GELU."""
 
 LIVE_LOGITS = 8
 """Arrays of (V,) while a token is chosen: logits, their copies, order, sums, probabilities."""
 
 
-def working_bytes(config: BloomConfig, tokens: int, logit_rows: int, threads: int) -> int:
+def working_bytes(
+    config: BloomConfig, tokens: int, cached: int, logit_rows: int, threads: int
+) -> int:
     """Bytes of activations and scratch arrays.
 
     Args:
         tokens: T, of the largest pass.
+        cached: S at its end.
         logit_rows: rows of the logits of that pass.
         threads: how many compute.
     """
     hidden = 4 * FLOATS_PER_HIDDEN * config.hidden_size * tokens
-    slices = LIVE_SLICES * max(SCORE_BYTES, SLICE_BYTES)
+    scores = LIVE_SCORES * config.num_attention_heads * cached
+    wide = LIVE_WIDE * 4 * config.hidden_size
+    slices = threads * 4 * min(SLICE_TOKENS, tokens) * max(scores, wide)
     logits = 4 * config.vocab_size * (logit_rows + LIVE_LOGITS)
     return hidden + slices + logits + threads * scratch_bytes(config.hidden_size, tokens)

@@ -2,11 +2,9 @@
 
 from numpy_bloom.model import weights
 from numpy_bloom.model.primitives import affine, gelu
+from numpy_bloom.model.slices import for_each, token_slices
 from numpy_bloom.model.tap import Tap
 from numpy_bloom.weights.dtypes import Floats
-
-SLICE_BYTES = 4 << 20
-"""Largest array of intermediates. A longer prompt is activated a slice of its tokens at a time."""
 
 
 def mlp(x: Floats, w: weights.MLP, tap: Tap) -> Floats:
@@ -19,8 +17,9 @@ def mlp(x: Floats, w: weights.MLP, tap: Tap) -> Floats:
         (T, H) float32.
     """
     wide = affine(x, w.dense_h_to_4h)  # (T, 4H)
-    step = max(1, SLICE_BYTES // (4 * wide.shape[1]))
-    for start in range(0, len(wide), step):
-        rows = slice(start, start + step)
+
+    def activate(rows: slice) -> None:
         wide[rows] = tap("mlp.post", gelu(tap("mlp.pre", wide[rows])))
+
+    for_each(token_slices(len(wide)), activate, w.dense_4h_to_h.weight.team, tap)
     return tap("mlp_out", affine(wide, w.dense_4h_to_h))  # (T, H)

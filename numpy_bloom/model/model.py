@@ -1,5 +1,6 @@
 """A model that is ready to run: its config and its weights, one pass at a time."""
 
+import math
 from collections.abc import Sequence
 from weakref import WeakSet
 
@@ -48,18 +49,18 @@ class Model:
         """
         config, store = self.config, self.store
         held = KVCache.nbytes(config, cache_tokens + sum(cache.capacity for cache in self._caches))
-        working = working_bytes(config, pass_tokens, logit_rows, store.team.threads)
+        working = working_bytes(config, pass_tokens, cache_tokens, logit_rows, store.team.threads)
         needed = store.vector_bytes + held + working
         self.memory_for_all = needed + store.stream.nbytes
-        if self.memory_for_all > memory:
-            needed += store.stream.buffer_bytes
-        if needed > memory:
+        least = needed + min(store.stream.nbytes, store.stream.buffer_bytes)
+        if memory < least:
             raise NumpyBloomError(
-                f"this run needs at least {needed / 1e6:.0f} MB of memory, {memory / 1e6:.0f} MB "
-                f"are given: keys and values of {cache_tokens} tokens take {held / 1e6:.0f} MB, "
-                f"activations {working / 1e6:.0f} MB; give more, or fewer tokens"
+                f"this run needs at least {_megabytes(least)} of memory, {_megabytes(memory)} are "
+                f"given: keys and values of {cache_tokens} tokens take {_megabytes(held)}, "
+                f"activations {_megabytes(working)}; give more memory, or fewer tokens"
             )
-        store.stream.pin(memory - needed)
+        streamed = self.memory_for_all > memory
+        store.stream.pin(memory - needed - (store.stream.buffer_bytes if streamed else 0))
 
     def cache(self, capacity: int) -> KVCache:
         """An empty cache for one sequence of up to this many tokens."""
@@ -94,3 +95,8 @@ class Model:
                 x = x[np.cumsum([len(ids) for ids in sequences]) - 1]  # (B, H)
             self.passes += 1
             return unembed(x, self.weights, self.config, tap)
+
+
+def _megabytes(nbytes: int) -> str:
+    """Rounded up, so that what is called enough is enough."""
+    return f"{math.ceil(nbytes / 1e5) / 10:,.1f} MB"

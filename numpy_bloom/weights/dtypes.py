@@ -37,7 +37,10 @@ def widen(stored: Stored, dtype: str) -> Floats:
     if dtype == "bfloat16":  # the upper half of a float32
         bits: Floats = np.left_shift(stored, np.uint32(16), dtype=np.uint32).view(np.float32)
         return bits
-    return stored.astype(np.float32, copy=False)
+    values: Floats = stored.astype(np.float32, copy=False)
+    if dtype == "float16":  # a signalling NaN becomes a quiet one, as in hardware and torch
+        values.view(np.uint32)[np.isnan(values)] |= np.uint32(0x00400000)
+    return values
 
 
 def narrow(values: Floats, dtype: str) -> Stored:

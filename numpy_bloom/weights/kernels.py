@@ -23,8 +23,8 @@ TILE_ELEMENTS = 1 << 19
 """Weights in a tile, so that half of them fit a core's cache as float32."""
 
 Words = npt.NDArray[np.uint32]
-Product = Callable[[Stored], Floats]
-"""From a tile (rows, inputs) to its product with the x at hand, (rows, T), or (rows,) if T = 1."""
+Product = Callable[[Stored, Floats], None]
+"""Multiplies a tile (rows, inputs) with the x at hand, into a part (T, rows) of the result."""
 
 _HIGH_HALF = np.uint32(0xFFFF0000)
 _FLOAT16_BITS = np.uint32(0x8FFFE000)
@@ -51,32 +51,32 @@ def product(x: Floats, dtype: str) -> Product:
     Args:
         x: (T, inputs) float32.
     """
-    if dtype == "float32":
-        right = _right_hand(x)
-        return lambda tile: tile @ right
     halves = _HALVES.get(dtype)
     if halves is None or x.shape[1] % 2:
-        right = _right_hand(x)
-        return lambda tile: widen(tile, dtype) @ right
-    even, odd = _right_hand(x[:, ::2]), _right_hand(x[:, 1::2])
+
+        def multiply_widened(tile: Stored, out: Floats) -> None:
+            if len(out) == 1:
+                np.dot(widen(tile, dtype), x[0], out=out[0])
+            else:
+                out[:] = (widen(tile, dtype) @ x.T).T
+
+        return multiply_widened
+
+    even, odd = np.ascontiguousarray(x[:, ::2]), np.ascontiguousarray(x[:, 1::2])
     low, high = halves
 
-    def multiply(tile: Stored) -> Floats:
+    def multiply(tile: Stored, out: Floats) -> None:
         words = tile.view(np.uint32)  # (rows, inputs / 2)
         scratch = _scratch(words.size).reshape(words.shape)
-        y: Floats = low(words, scratch) @ even
-        y += high(words, scratch) @ odd
-        return y
+        if len(out) == 1:  # vectors: BLAS is slower with matrices of one column
+            np.dot(low(words, scratch), even[0], out=out[0])
+            out[0] += np.dot(high(words, scratch), odd[0])
+        else:  # a tall tile times a narrow xᵀ: for few tokens twice as fast as x times tileᵀ
+            y = low(words, scratch) @ even.T  # (rows, T)
+            y += high(words, scratch) @ odd.T
+            out[:] = y.T
 
     return multiply
-
-
-def _right_hand(x: Floats) -> Floats:
-    """x as the right-hand side of a product: (inputs, T), or (inputs,) for one token.
-
-    For one token a vector, since BLAS multiplies a matrix of one column more slowly.
-    """
-    return np.ascontiguousarray(x[0] if len(x) == 1 else x.T)
 
 
 def _scratch(size: int) -> Words:

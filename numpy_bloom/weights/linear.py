@@ -26,7 +26,7 @@ def linear(x: Floats, weight: Matrix) -> Floats:
 
     def work(tile: Tile) -> None:
         try:
-            y[:, tile.rows] = multiply(tile.stored).T
+            multiply(tile.stored, y[:, tile.rows])
         finally:
             tile.done()
 

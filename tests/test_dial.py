@@ -1,0 +1,233 @@
+"""The memory dial: the same bits at every setting, and nothing left behind."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from checkpoints import byte_ids
+from dials import (
+    EVERYTHING,
+    NEW,
+    PROMPT,
+    answer,
+    in_many_pieces,
+    least_memory,
+    model_folder,
+    settings,
+)
+from threads import no_deadlock, open_files, thread_names
+
+import numpy_bloom
+from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.weights.dtypes import STORED
+
+
+@pytest.fixture(autouse=True)
+def many_pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    in_many_pieces(monkeypatch)
+    with no_deadlock(120):
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return model_folder(tmp_path_factory.mktemp("dial"))
+
+
+@pytest.mark.parametrize("dtype", STORED)
+def test_the_same_bits_at_every_setting(tmp_path: Path, dtype: str) -> None:
+    folder = model_folder(tmp_path, dtype)
+    with numpy_bloom.load(folder, memory=EVERYTHING, threads=1) as model:
+        expected = answer(model)
+    assert len(set(expected.ids)) > 2  # a text that says something
+    for threads in (1, 2):
+        shares = set()
+        for memory in settings(folder, threads):
+            with numpy_bloom.load(folder, memory=memory, threads=threads) as model:
+                assert answer(model) == expected
+                stream = model.model.store.stream
+                shares.add(stream.bytes_pinned / stream.nbytes)
+        assert min(shares) < 0.25
+        assert max(shares) == 1
+        assert len(shares) > 4
+
+
+def test_tiles_do_not_depend_on_threads_or_memory(folder: Path) -> None:
+    seen = set()
+    for threads, memory in [(1, EVERYTHING), (2, EVERYTHING), (3, least_memory(folder, 3))]:
+        with numpy_bloom.load(folder, memory=memory, threads=threads) as model:
+            matrix = model.model.weights.blocks[1].mlp.dense_4h_to_h.weight
+            rows = []
+            for tile in matrix.tiles():
+                rows.append((tile.rows.start, tile.rows.stop))
+                tile.done()
+            seen.add(tuple(rows))
+    assert seen == {tuple((start, start + 4) for start in range(0, 32, 4))}
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_bytes_read(folder: Path, threads: int) -> None:
+    """Each pass reads what is not pinned, and one row of the embeddings for each token."""
+    for memory in settings(folder, threads):
+        with numpy_bloom.load(folder, memory=memory, threads=threads) as model:
+            generation = model.generate(PROMPT, max_new_tokens=NEW)
+            list(generation)
+            stream, stats = model.model.store.stream, generation.stats
+            rows = len(set(PROMPT)) + NEW - 1
+            assert stats.passes == NEW
+            assert stats.weight_bytes_pinned == stream.bytes_pinned
+            per_pass = stream.nbytes - stream.bytes_pinned
+            assert stats.weight_bytes_read == NEW * per_pass + rows * 2 * 32
+
+
+def test_tied_embeddings_are_looked_up_in_pinned_chunks(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path)
+    with numpy_bloom.load(folder, memory=EVERYTHING, threads=1) as model:
+        untied = answer(model)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["files"]["lm_head.safetensors"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    answers = set()
+    for memory in settings(folder, 2):
+        with numpy_bloom.load(folder, memory=memory, threads=2) as model:
+            answers.add(answer(model).logits)
+            stream = model.model.store.stream
+            assert (stream.bytes_read == 0) == (stream.bytes_pinned == stream.nbytes)
+    assert len(answers) == 1
+    assert untied.logits not in answers
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_too_small_a_dial(folder: Path, threads: int) -> None:
+    """The error comes before anything is read or computed."""
+    least = least_memory(folder, threads)
+    for memory in (1, 1000, least - 1):
+        with numpy_bloom.load(folder, memory=memory, threads=threads) as model:
+            with pytest.raises(NumpyBloomError, match="at least"):
+                model.generate(PROMPT, max_new_tokens=NEW)
+            assert (model.model.passes, model.model.store.stream.bytes_pinned) == (0, 0)
+    with numpy_bloom.load(folder, memory=least, threads=threads) as model:
+        list(model.generate(PROMPT, max_new_tokens=NEW))
+
+
+def test_the_least_that_is_named_is_enough(folder: Path) -> None:
+    with (
+        numpy_bloom.load(folder, memory=1, threads=1) as model,
+        pytest.raises(NumpyBloomError, match="at least") as error,
+    ):
+        model.generate(PROMPT, max_new_tokens=NEW)
+    named = re.search(r"at least ([\d,.]+ ?[KMG]?B)", str(error.value))
+    assert named is not None
+    with numpy_bloom.load(folder, memory=named[1].replace(",", ""), threads=1) as model:
+        assert len(list(model.generate(PROMPT, max_new_tokens=NEW))) == NEW
+
+
+def test_what_a_run_needs_decides_what_is_pinned(folder: Path) -> None:
+    """A long prompt takes memory from the weights, and a short one gives it back."""
+    memory, pinned = least_memory(folder, 1) + 20_000, []
+    with numpy_bloom.load(folder, memory=memory, threads=1) as model:
+        for prompt in (PROMPT[:5], PROMPT, PROMPT[:5], PROMPT):
+            assert len(list(model.generate(prompt, max_new_tokens=NEW))) == NEW
+            pinned.append(model.model.store.stream.bytes_pinned)
+    assert pinned[0] > pinned[1] > 0
+    assert pinned[:2] == pinned[2:]
+
+
+# --- several runs ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_interleaved_generators(folder: Path, threads: int) -> None:
+    prompts = [byte_ids("Todos"), byte_ids("la dignidad"), byte_ids("z")]
+    for memory in settings(folder, threads):
+        with numpy_bloom.load(folder, memory=memory + 60_000, threads=threads) as model:
+            alone = [
+                [token.id for token in model.generate(prompt, max_new_tokens=NEW)]
+                for prompt in prompts
+            ]
+            generators = [model.generate(prompt, max_new_tokens=NEW) for prompt in prompts]
+            together: list[list[int]] = [[] for _ in prompts]
+            for place in [0, 1, 2, 2, 1, 0, 0, 0, 1, 2, 2, 0, 1, 2, 1]:
+                together[place].append(next(generators[place]).id)
+                assert len(model(PROMPT[:3])) == 3
+            assert together == alone
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_leaving_a_generator_half_way(folder: Path, threads: int) -> None:
+    """What it held is free for the next one."""
+    for memory in settings(folder, threads)[:4]:
+        with numpy_bloom.load(folder, memory=memory, threads=threads) as model:
+            expected = answer(model)
+            for count in range(NEW):
+                generator = model.generate(PROMPT, max_new_tokens=NEW)
+                for _ in range(count):
+                    next(generator)
+                del generator
+                assert answer(model) == expected
+
+
+def test_a_generator_of_a_closed_model(folder: Path) -> None:
+    before = thread_names()
+    for memory in settings(folder, 2):
+        for count in (0, 2):
+            with numpy_bloom.load(folder, memory=memory + 60_000, threads=2) as model:
+                generator = model.generate(PROMPT, max_new_tokens=NEW)
+                for _ in range(count):
+                    next(generator)
+            with pytest.raises(NumpyBloomError, match="closed"):
+                next(generator)
+            with pytest.raises(NumpyBloomError, match="closed"):
+                model(PROMPT[:3])
+    assert thread_names() == before
+    assert open_files(folder) == []
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_nothing_is_left_after_close(folder: Path, threads: int) -> None:
+    before = thread_names()
+    for memory in settings(folder, threads):
+        with numpy_bloom.load(folder, memory=memory, threads=threads) as model:
+            answer(model)
+            assert thread_names().count("numpy-bloom-team") == threads - 1
+            assert open_files(folder)
+        assert thread_names() == before
+        assert open_files(folder) == []
+
+
+OTHER_PROCESS = """
+import sys
+import numpy_bloom
+with numpy_bloom.load(sys.argv[1], memory=int(sys.argv[2]), threads=1) as model:
+    for _ in sys.stdin:
+        ids = [int(word) for word in sys.argv[3].split()]
+        print([token.id for token in model.generate(ids, max_new_tokens=5)], flush=True)
+"""
+
+
+def test_two_processes_on_one_folder(folder: Path) -> None:
+    """Turn by turn, and both at once."""
+    ids = " ".join(map(str, PROMPT))
+    arguments = [sys.executable, "-c", OTHER_PROCESS, str(folder), "500000000", ids]
+    root = Path(numpy_bloom.__file__).parents[1]
+    with (
+        numpy_bloom.load(folder, memory=least_memory(folder, 2), threads=2) as model,
+        subprocess.Popen(
+            arguments, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as other,
+    ):
+        assert other.stdin is not None
+        assert other.stdout is not None
+        expected = answer(model)
+        for _ in range(3):
+            other.stdin.write("again\n")
+            other.stdin.flush()
+            assert answer(model) == expected
+            assert json.loads(other.stdout.readline()) == expected.ids
+            assert answer(model) == expected
+        other.stdin.close()
+        assert other.wait(60) == 0
