@@ -76,7 +76,8 @@ def write_checkpoint(folder: Path, hidden: int, heads: int, blocks: int) -> None
             for piece in _numbers(file, pool):
                 out.write(piece.data)
         weight_map |= dict.fromkeys(arrays, shard)
-    _write_json(folder / "model.safetensors.index.json", {"weight_map": weight_map})
+    index = {"metadata": {}, "weight_map": weight_map}  # transformers demands both
+    _write_json(folder / "model.safetensors.index.json", index)
     config = {
         "architectures": ["BloomForCausalLM"],
         "model_type": "bloom",

@@ -97,41 +97,44 @@ class Generation(Iterator[Token]):
         self._max_new_tokens = max_new_tokens
         self._times = [time.perf_counter()]  # of the start and of each token
         self._counts = model.passes, model.store.stream.bytes_read
-        self._tokens = self._generate()
+        self._random = np.random.default_rng(sampling.seed)
+        self._new = prompt_token_ids  # tokens that the next pass takes in
 
     def __next__(self) -> Token:
-        return next(self._tokens)
+        if self.finish_reason is not None:
+            raise StopIteration
+        logits = self._model.run([self._new], [self._cache])[0]  # (V,)
+        if not np.isfinite(logits).all():
+            raise NumpyBloomError(
+                "the model's output is not finite; its weights may be damaged: "
+                "convert the checkpoint again"
+            )
+        token_id = self._choose(logits)
+        self._new = np.array([token_id], dtype=np.int64)
+        self._times.append(time.perf_counter())
+        self.token_ids.append(token_id)
+        text = self._read(token_id)
+        self.text += text
+        return Token(token_id, _logprob(logits, token_id), text)
 
-    def _generate(self) -> Iterator[Token]:
-        eos = self._model.config.eos_token_ids
-        random = np.random.default_rng(self._sampling.seed)
-        new = np.array(self.prompt_token_ids, dtype=np.int64)
-        while self.finish_reason is None:
-            logits = self._model.run([new], [self._cache])[0]  # (V,)
-            if not np.isfinite(logits).all():
-                raise NumpyBloomError(
-                    "the model's output is not finite; its weights may be damaged: "
-                    "convert the checkpoint again"
-                )
-            token_id = self._choose(logits, random)
-            self._times.append(time.perf_counter())
-            text = "" if token_id in eos else self._stream.step(token_id)
-            self.token_ids.append(token_id)
-            if token_id in eos:
-                self.finish_reason = "eos"
-            elif len(self.token_ids) == self._max_new_tokens:
+    def _read(self, token_id: int) -> str:
+        """The text that is certain with one more token; notices when it is the last."""
+        text = ""
+        if token_id in self._model.config.eos_token_ids:
+            self.finish_reason = "eos"
+        else:
+            text = self._stream.step(token_id)
+            if len(self.token_ids) == self._max_new_tokens:
                 self.finish_reason = "length"
-            if self.finish_reason is not None:
-                text += self._stream.finish()
-            if self._stream.stopped:
-                self.finish_reason = "stop"
-            self.text += text
-            yield Token(token_id, _logprob(logits, token_id), text)
-            new = np.array([token_id], dtype=np.int64)
+        if self.finish_reason is not None:
+            text += self._stream.finish()
+        if self._stream.stopped:
+            self.finish_reason = "stop"
+        return text
 
-    def _choose(self, logits: Floats, random: np.random.Generator) -> int:
+    def _choose(self, logits: Floats) -> int:
         ids = self.prompt_token_ids + self.token_ids
-        return draw(next_token_distribution(logits, ids, self._sampling), random)
+        return draw(next_token_distribution(logits, ids, self._sampling), self._random)
 
     @property
     def stats(self) -> Stats:
