@@ -1,5 +1,6 @@
 """What disk, memory and cores can do at best: the limits to hold a model's speed against."""
 
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ def disk_rate(arrays: Sequence[StoredArray]) -> float:
     """Bytes per second at which the arrays can be read one after the other, up to 1 GiB of them.
 
     Large reads past the page cache, as many at once as the stream has reader threads, and nothing
-    done with the bytes.
+    done with the bytes; the median of a few rounds, since disks have moods.
 
     Raises:
         NumpyBloomError: a file cannot be read.
@@ -39,12 +40,14 @@ def disk_rate(arrays: Sequence[StoredArray]) -> float:
         for array, start, nbytes in pieces[first::READERS]:
             files.read(array.path, array.offset + start, nbytes, buffers[first])
 
-    begin = time.perf_counter()
+    seconds = []
     with ThreadPoolExecutor(READERS) as readers:
-        list(readers.map(read, range(READERS)))
-    seconds = time.perf_counter() - begin
+        for _ in range(REPEATS):
+            begin = time.perf_counter()
+            list(readers.map(read, range(READERS)))
+            seconds.append(time.perf_counter() - begin)
     files.close()
-    return sum(nbytes for _, _, nbytes in pieces) / seconds
+    return sum(nbytes for _, _, nbytes in pieces) / statistics.median(seconds)
 
 
 def memory_rate(team: Team) -> float:
