@@ -10,6 +10,7 @@ import numpy as np
 
 from numpy_bloom.bloom import Bloom, load
 from numpy_bloom.command import parser, run_command
+from numpy_bloom.errors import check_whole
 from numpy_bloom.weights.rates import arithmetic_rate, disk_rate, memory_rate
 
 
@@ -55,8 +56,7 @@ def main() -> None:
     add("--json", action="store_true", help="one JSON object")
     args = command.parse_args()
     for name in ("prompt_tokens", "new_tokens"):
-        if getattr(args, name) < 1:
-            command.error(f"{name} is {getattr(args, name)}; expected a value in [1, inf), whole")
+        check_whole(name, getattr(args, name), 1)
     with load(args.model, memory=args.memory, threads=args.threads) as bloom:
         measured = measure(bloom, args.prompt_tokens, args.new_tokens)
     print(json.dumps(asdict(measured)) if args.json else _table(measured))
@@ -65,14 +65,14 @@ def main() -> None:
 def measure(bloom: Bloom, prompt_tokens: int, new_tokens: int) -> Measurements:
     """Run one prompt of arbitrary tokens and so many passes of one token, greedily fed."""
     model = bloom.model
-    store, stream = model.store, model.store.stream
+    store, stream = model.store, model.stream
     disk = disk_rate([chunk.array for chunk in stream.chunks if chunk.start == 0])
     with store.computing():
-        memory, arithmetic = memory_rate(store.team), arithmetic_rate(store.team)
+        memory = memory_rate(store.team, model.memory)
+        arithmetic = arithmetic_rate(store.team)
 
     capacity = prompt_tokens + new_tokens
-    model.prepare(bloom.memory, cache_tokens=capacity, pass_tokens=prompt_tokens, logit_rows=1)
-    cache = model.cache(capacity)
+    cache = model.prepare(cache_tokens=capacity, pass_tokens=prompt_tokens, logit_rows=1)
     ids = np.arange(prompt_tokens) % bloom.config.vocab_size
     seconds = []
     for _ in range(1 + new_tokens):

@@ -5,14 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from numpy_bloom.errors import NumpyBloomError, OptionError
+from numpy_bloom.errors import NumpyBloomError, check_whole
 from numpy_bloom.generation.loop import Generation
 from numpy_bloom.generation.sampling import SamplingOptions
-from numpy_bloom.model.config import BloomConfig, token_ids
-from numpy_bloom.model.forward import check_token_ids
+from numpy_bloom.model.config import BloomConfig, eos_token_ids
+from numpy_bloom.model.forward import TokenIds
 from numpy_bloom.model.model import Model
 from numpy_bloom.weights.budget import default_memory, default_threads, parse_size
 from numpy_bloom.weights.dtypes import Floats
@@ -41,8 +42,8 @@ def load(
     Raises:
         NumpyBloomError: the folder is no complete converted model, or an option is out of range.
     """
-    if threads is not None and threads < 1:
-        raise OptionError(f"threads is {threads}; expected a value in [1, inf), whole")
+    if threads is not None:
+        check_whole("threads", threads, 1)
     return Bloom(
         DEMO if folder is None else Path(folder),
         default_memory() if memory is None else parse_size(memory),
@@ -56,7 +57,6 @@ class Bloom:
     Attributes:
         config: its sizes.
         model: its weights, to run passes with.
-        memory: bytes that it may use.
         tokenizer: a `tokenizers.Tokenizer`; None if the folder has no tokenizer.json.
     """
 
@@ -65,9 +65,8 @@ class Bloom:
         self.config = _config(folder)
         self.tokenizer = _tokenizer(folder)
         self._folder = folder
-        self.memory = memory
         sizes = self.config.num_hidden_layers, self.config.hidden_size, self.config.vocab_size
-        self.model = Model(self.config, WeightStore(Folder.open(folder, *sizes), threads))
+        self.model = Model(self.config, WeightStore(Folder.open(folder, *sizes), threads), memory)
 
     def __enter__(self) -> "Bloom":
         return self
@@ -82,7 +81,7 @@ class Bloom:
 
     def close(self) -> None:
         """Give back files and memory. The model cannot be used afterwards."""
-        self.model.store.close()
+        self.model.close()
 
     def __call__(self, token_ids: npt.ArrayLike) -> Floats:
         """Logits of a text at every position.
@@ -96,24 +95,26 @@ class Bloom:
         Raises:
             NumpyBloomError: an id is not in the vocabulary, or there are none.
         """
-        ids = check_token_ids(token_ids, self.config)
-        self.model.prepare(
-            self.memory, cache_tokens=len(ids), pass_tokens=len(ids), logit_rows=len(ids)
-        )
-        return self.model.run([ids], [self.model.cache(len(ids))], all_positions=True)
+        ids = _token_ids(token_ids, self.config)
+        tokens = len(ids)
+        cache = self.model.prepare(cache_tokens=tokens, pass_tokens=tokens, logit_rows=tokens)
+        return self.model.run([ids], [cache], all_positions=True)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text. Nothing is added; `</s>` in the text is its token.
 
         Raises:
-            NumpyBloomError: the model's folder has no tokenizer.
+            NumpyBloomError: the model's folder has no tokenizer, or the text is no valid Unicode.
         """
         if self.tokenizer is None:
             raise NumpyBloomError(
                 f"{self._folder} has no tokenizer.json, which text needs; copy it there from the "
                 "checkpoint, or give token ids"
             )
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        try:
+            ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        except TypeError as error:  # of lone surrogates
+            raise NumpyBloomError(f"the text is not valid Unicode: {error}") from error
         return ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -159,8 +160,7 @@ class Bloom:
         return Generation(
             self.model,
             self.tokenizer,
-            check_token_ids(ids, self.config),
-            memory=self.memory,
+            _token_ids(ids, self.config),
             max_new_tokens=max_new_tokens,
             stop=stop,
             sampling=SamplingOptions(
@@ -176,7 +176,7 @@ def _config(folder: Path) -> BloomConfig:
     config = BloomConfig.from_dict(values)
     if generation.is_file():
         name = f"{generation}: eos_token_id"
-        eos = token_ids(read_json(generation).get("eos_token_id"), name)
+        eos = eos_token_ids(read_json(generation).get("eos_token_id"), name)
         config = replace(config, eos_token_ids=eos or config.eos_token_ids)
     return config
 
@@ -189,3 +189,27 @@ def _tokenizer(folder: Path) -> Tokenizer | None:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises plain Exception
         raise NumpyBloomError(f"cannot read {path}: {error}") from error
+
+
+def _token_ids(ids: npt.ArrayLike, config: BloomConfig) -> TokenIds:
+    """Token ids as a 1-D int64 array.
+
+    Raises:
+        NumpyBloomError: there are none, they are no integers, or one is not in the vocabulary.
+    """
+    try:
+        array = np.asarray(ids)
+    except ValueError as error:  # lists of different lengths
+        raise NumpyBloomError(f"token ids must be a 1-D array: {error}") from error
+    if array.ndim != 1:
+        raise NumpyBloomError(f"token ids must be a 1-D array, got shape {array.shape}")
+    if array.size == 0:
+        raise NumpyBloomError("the prompt is empty; give at least one token")
+    if not np.issubdtype(array.dtype, np.integer):
+        raise NumpyBloomError(f"token ids must be integers, got {array.dtype}")
+    wrong = array[(array < 0) | (array >= config.vocab_size)]
+    if wrong.size:
+        raise NumpyBloomError(
+            f"token id {wrong[0]} is out of range; the model's are 0 to {config.vocab_size - 1}"
+        )
+    return array.astype(np.int64)

@@ -1,5 +1,7 @@
 """The exceptions that numpy-bloom raises on purpose."""
 
+from numbers import Integral
+
 
 class NumpyBloomError(Exception):
     """Something a user can act on: its text names the thing, what was expected, and the way out.
@@ -10,3 +12,13 @@ class NumpyBloomError(Exception):
 
 class OptionError(NumpyBloomError):
     """An option's value is out of range: wrong usage, with which commands exit with code 2."""
+
+
+def check_whole(name: str, value: object, least: int) -> None:
+    """Check an option that must be a whole number of at least `least`.
+
+    Raises:
+        OptionError: it is not; the message names the interval.
+    """
+    if not isinstance(value, Integral) or value < least:
+        raise OptionError(f"{name} is {value}; expected a value in [{least}, inf), whole")

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from numpy_bloom.bloom import Bloom, load
 from numpy_bloom.command import parser, run_command, text_argument
 from numpy_bloom.generation.loop import Generation
+from numpy_bloom.model.model import Model
 from numpy_bloom.progress import PassBar, forecast
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
@@ -25,7 +26,7 @@ def main() -> None:
         generation = model.generate(
             prompt, max_new_tokens=args.max_new_tokens, stop=args.stop, **options
         )
-        _announce(model)
+        _announce(model.model)
         if args.json:
             _print_json(prompt, generation)
         elif args.show_tokens:
@@ -59,13 +60,13 @@ def _parser() -> argparse.ArgumentParser:
     return command
 
 
-def _announce(model: Bloom) -> None:
+def _announce(model: Model) -> None:
     """Tell what a streamed run will take, and show its progress on a terminal."""
-    text = forecast(model.model)
+    text = forecast(model)
     if text:
         print(text, file=sys.stderr)
         if sys.stderr.isatty():
-            model.model.store.stream.on_chunk = PassBar(model.model)
+            model.stream.on_chunk = PassBar(model)
 
 
 def _print_text(generation: Generation) -> None:

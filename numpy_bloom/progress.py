@@ -18,7 +18,7 @@ def forecast(model: Model) -> str:
 
     The disk's rate is measured with the first chunks of the first pass, which are read now.
     """
-    stream = model.store.stream
+    stream = model.stream
     per_pass = stream.nbytes - stream.bytes_pinned
     if per_pass == 0:
         return ""
@@ -35,8 +35,8 @@ class PassBar:
     """Draws GB and blocks of the pass that is under way, below the text on a terminal."""
 
     def __init__(self, model: Model) -> None:
-        self._total = model.store.stream.nbytes
-        self._blocks = len(model.weights.blocks)
+        self._total = model.stream.nbytes
+        self._blocks = len(model.parameters.blocks)
         self._done = 0
         self._start = self._drawn = time.perf_counter()
 
@@ -56,7 +56,7 @@ class PassBar:
                 self._total,
                 now - self._start,
                 ncols=78,
-                prefix=chunk.array.path.stem,
+                prefix=f"{chunk.array.path.stem} of {self._blocks}",
                 unit="B",
                 unit_scale=True,
             )

@@ -29,8 +29,8 @@ def answer(model: Bloom) -> Answer:
     tokens = list(model.generate(PROMPT, max_new_tokens=NEW))
     ids, logprobs = [token.id for token in tokens], [token.logprob for token in tokens]
     tokens = len(PROMPT)
-    model.model.prepare(model.memory, cache_tokens=tokens, pass_tokens=tokens, logit_rows=1)
-    logits = model.model.run([np.array(PROMPT)], [model.model.cache(tokens)])
+    cache = model.model.prepare(cache_tokens=tokens, pass_tokens=tokens, logit_rows=1)
+    logits = model.model.run([np.array(PROMPT)], [cache])
     return Answer(logits.tobytes(), ids, logprobs)
 
 
@@ -53,7 +53,7 @@ def least_memory(folder: Path, threads: int) -> int:
     with numpy_bloom.load(folder, memory=EVERYTHING, threads=threads) as model:
         model.generate(PROMPT, max_new_tokens=NEW)
         least = model.model.memory_for_all
-        stream = model.model.store.stream
+        stream = model.model.stream
         assert len(stream.chunks) > 20
         return least - stream.nbytes + stream.buffer_bytes
 
@@ -62,6 +62,6 @@ def settings(folder: Path, threads: int) -> list[int]:
     """Memory from the least to more than enough."""
     least = least_memory(folder, threads)
     with numpy_bloom.load(folder, memory=EVERYTHING, threads=threads) as model:
-        nbytes = model.model.store.stream.nbytes
+        nbytes = model.model.stream.nbytes
     parts = [0, 0.05, 0.3, 0.5, 0.8, 0.99]
     return [*(least + int(part * nbytes) for part in parts), least + nbytes, EVERYTHING]

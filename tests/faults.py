@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from numpy_bloom.model import alibi, attention, block, cache, forward, mlp, primitives, weights
+from numpy_bloom.model import alibi, attention, block, forward, mlp, parameters, passes, primitives
+from numpy_bloom.model import model as opened
 from numpy_bloom.model.model import Model
 
 Plant = Callable[[pytest.MonkeyPatch, Model], None]
@@ -31,13 +32,13 @@ def uses(module: Any, name: str, new: Any) -> Plant:
     return lambda monkeypatch, _model: monkeypatch.setattr(module, name, new)
 
 
-def block_has(index: int, edit: Callable[[weights.Block], weights.Block]) -> Plant:
+def block_has(index: int, edit: Callable[[parameters.Block], parameters.Block]) -> Plant:
     """One block has other weights."""
 
     def plant(_monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
-        blocks = list(model.weights.blocks)
+        blocks = list(model.parameters.blocks)
         blocks[index] = edit(blocks[index])
-        model.weights = model.weights._replace(blocks=tuple(blocks))
+        model.parameters = model.parameters._replace(blocks=tuple(blocks))
 
     return plant
 
@@ -46,7 +47,7 @@ def skips_norm(name: str) -> Plant:
     """The layer norm `name`, outside the blocks, does nothing."""
 
     def plant(monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
-        skipped = getattr(model.weights, name).weight
+        skipped = getattr(model.parameters, name).weight
 
         def layer_norm(x: Any, weight: Any, bias: Any, epsilon: float) -> Any:
             return x if weight is skipped else primitives.layer_norm(x, weight, bias, epsilon)
@@ -66,7 +67,7 @@ def every_norm_is(new: Any) -> Plant:
     return plant
 
 
-def heads_together(x: Any, w: weights.Affine) -> Any:
+def heads_together(x: Any, w: parameters.Affine) -> Any:
     """Take the rows of query_key_value as [3, N, D]; N is that of the model under test."""
     y = primitives.affine(x, w)
     if y.shape[1] == 3 * x.shape[1]:
@@ -128,20 +129,20 @@ def float16_softmax(scores: Any) -> Any:
     return primitives.softmax(scores.astype(np.float16)).astype(np.float32)
 
 
-def no_bias(part: weights.Affine) -> weights.Affine:
+def no_bias(part: parameters.Affine) -> parameters.Affine:
     return part._replace(bias=np.zeros_like(part.bias))
 
 
-def no_dense_bias(w: weights.Block) -> weights.Block:
+def no_dense_bias(w: parameters.Block) -> parameters.Block:
     dense = no_bias(w.self_attention.dense)
     return w._replace(self_attention=w.self_attention._replace(dense=dense))
 
 
-def no_last_bias(w: weights.Block) -> weights.Block:
+def no_last_bias(w: parameters.Block) -> parameters.Block:
     return w._replace(mlp=w.mlp._replace(dense_4h_to_h=no_bias(w.mlp.dense_4h_to_h)))
 
 
-def swapped_norms(w: weights.Block) -> weights.Block:
+def swapped_norms(w: parameters.Block) -> parameters.Block:
     first, second = w.input_layernorm, w.post_attention_layernorm
     return w._replace(input_layernorm=second, post_attention_layernorm=first)
 
@@ -157,17 +158,17 @@ def other_residual_flag(_monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
 
 
 def tied_head(_monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
-    model.weights = model.weights._replace(lm_head=model.weights.word_embeddings)
+    model.parameters = model.parameters._replace(lm_head=model.parameters.word_embeddings)
 
 
 def one_cache_for_all(monkeypatch: pytest.MonkeyPatch, _model: Model) -> None:
-    append = cache.BlockCache.append
+    append = passes.Pass.append
 
     def shared(self: Any, k: Any, v: Any) -> Any:
-        self._caches = [max(self._caches, key=lambda one: one.capacity)] * len(self._caches)
-        return append(self, k, v)
+        largest = max(self.caches, key=lambda one: one.capacity)
+        return append(replace(self, caches=[largest] * len(self.caches)), k, v)
 
-    monkeypatch.setattr(cache.BlockCache, "append", shared)
+    monkeypatch.setattr(passes.Pass, "append", shared)
 
 
 FAULTS = [
@@ -177,10 +178,10 @@ FAULTS = [
     Fault("norms swapped", block_has(0, swapped_norms), "blocks.0.ln1.normalized"),
     Fault("fused [3, N, D]", uses(attention, "affine", heads_together), "blocks.0.attn.q"),
     Fault("scale 1/√H", scale_by_hidden_size, "blocks.0.attn.qk"),
-    Fault("slopes 2^(-8i/n)", uses(attention, "alibi_slopes", plain_slopes), "blocks.0.attn.alibi"),
+    Fault("slopes 2^(-8i/n)", uses(opened, "alibi_slopes", plain_slopes), "blocks.0.attn.alibi"),
     Fault(
         "slopes of next power",
-        uses(attention, "alibi_slopes", slopes_of_next_power),
+        uses(opened, "alibi_slopes", slopes_of_next_power),
         "blocks.0.attn.alibi",
     ),
     Fault("alibi rises", uses(attention, "alibi_bias", rising_alibi), "blocks.0.attn.alibi"),
@@ -208,7 +209,7 @@ FAULTS = [
 
 CACHE_FAULTS = {
     "one cache for all sequences": one_cache_for_all,
-    "cache never grows": uses(cache.PackedCache, "advance", lambda _self: None),
+    "cache never grows": uses(passes.Pass, "advance", lambda _self: None),
     "mask forgets the cache": uses(attention, "causal_mask", mask_without_the_past),
 }
 """Of which a single pass over a single sequence shows nothing."""

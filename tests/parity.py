@@ -60,11 +60,13 @@ def record_stages(model: Model, ids: Sequence[int]) -> dict[str, Array]:
     """Every stage of one pass over one sequence; what comes in slices of T is put together."""
     pieces: dict[str, list[Array]] = {}
 
-    def tap(stage: str, array: Array) -> Array:
-        pieces.setdefault(stage, []).append(array.copy())
+    def tap(stage: str, array: Array, rows: slice) -> Array:
+        stages = pieces.setdefault(stage, [])
+        assert rows.start == sum(piece.shape[-2] for piece in stages if rows.start)
+        stages.append(array.copy())
         return array
 
-    model.run([np.array(ids)], [model.cache(len(ids))], all_positions=True, tap=tap)
+    model.run([np.array(ids)], [new_cache(model, len(ids))], all_positions=True, tap=tap)
     return {stage: _joined(stage, arrays) for stage, arrays in pieces.items()}
 
 
@@ -143,17 +145,22 @@ def _from_top(scores: Array, hidden: npt.NDArray[np.bool_]) -> Array:
     return scores - np.where(hidden, -np.inf, scores).max(axis=-1, keepdims=True)
 
 
+def new_cache(model: Model, tokens: int) -> KVCache:
+    """An empty cache for one sequence."""
+    return model.prepare(cache_tokens=tokens, pass_tokens=tokens, logit_rows=tokens)
+
+
 def run_in_passes(model: Model, ids: Sequence[int], lengths: Sequence[int]) -> Array:
     """Logits (T, V) of one sequence that is cut into passes of these lengths."""
     assert sum(lengths) == len(ids)
-    cache = model.cache(len(ids))
+    cache = new_cache(model, len(ids))
     passes = np.split(np.array(ids), np.cumsum(lengths)[:-1])
     return np.concatenate([model.run([new], [cache], all_positions=True) for new in passes])
 
 
 def filled_cache(model: Model, ids: Sequence[int], capacity: int) -> KVCache:
     """A cache that holds these tokens already; none is fine too."""
-    cache = model.cache(capacity)
+    cache = new_cache(model, capacity)
     if ids:
         model.run([np.array(ids)], [cache])
     return cache

@@ -14,7 +14,7 @@ from numpy_bloom.weights import rates
 
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(rates, "MEMORY_VECTORS", 2)  # less to measure with
+    monkeypatch.setattr(rates, "MEMORY_BYTES", 1 << 20)  # less to measure with
     monkeypatch.setattr(rates, "PRODUCTS", 2)
     return converted(Checkpoint(), tmp_path)
 

@@ -155,7 +155,7 @@ def test_default_memory(system: Path, tmp_path: Path, available: int, default: i
     group(system / "cgroup/job", version_2(available, 0))
     assert default_memory() == default
     with numpy_bloom.load() as demo:  # load takes it
-        assert demo.memory == default
+        assert demo.model.memory == default
 
 
 def test_this_machine() -> None:

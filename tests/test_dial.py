@@ -49,7 +49,7 @@ def test_the_same_bits_at_every_setting(tmp_path: Path, dtype: str) -> None:
         for memory in settings(folder, threads):
             with numpy_bloom.load(folder, memory=memory, threads=threads) as model:
                 assert answer(model) == expected
-                stream = model.model.store.stream
+                stream = model.model.stream
                 shares.add(stream.bytes_pinned / stream.nbytes)
         assert min(shares) < 0.25
         assert max(shares) == 1
@@ -60,7 +60,7 @@ def test_tiles_do_not_depend_on_threads_or_memory(folder: Path) -> None:
     seen = set()
     for threads, memory in [(1, EVERYTHING), (2, EVERYTHING), (3, least_memory(folder, 3))]:
         with numpy_bloom.load(folder, memory=memory, threads=threads) as model:
-            matrix = model.model.weights.blocks[1].mlp.dense_4h_to_h.weight
+            matrix = model.model.parameters.blocks[1].mlp.dense_4h_to_h.weight
             rows = []
             for tile in matrix.tiles():
                 rows.append((tile.rows.start, tile.rows.stop))
@@ -76,7 +76,7 @@ def test_bytes_read(folder: Path, threads: int) -> None:
         with numpy_bloom.load(folder, memory=memory, threads=threads) as model:
             generation = model.generate(PROMPT, max_new_tokens=NEW)
             list(generation)
-            stream, stats = model.model.store.stream, generation.stats
+            stream, stats = model.model.stream, generation.stats
             rows = len(set(PROMPT)) + NEW - 1
             assert stats.passes == NEW
             assert stats.weight_bytes_pinned == stream.bytes_pinned
@@ -95,7 +95,7 @@ def test_tied_embeddings_are_looked_up_in_pinned_chunks(tmp_path: Path) -> None:
     for memory in settings(folder, 2):
         with numpy_bloom.load(folder, memory=memory, threads=2) as model:
             answers.add(answer(model).logits)
-            stream = model.model.store.stream
+            stream = model.model.stream
             assert (stream.bytes_read == 0) == (stream.bytes_pinned == stream.nbytes)
     assert len(answers) == 1
     assert untied.logits not in answers
@@ -109,7 +109,7 @@ def test_too_small_a_dial(folder: Path, threads: int) -> None:
         with numpy_bloom.load(folder, memory=memory, threads=threads) as model:
             with pytest.raises(NumpyBloomError, match="at least"):
                 model.generate(PROMPT, max_new_tokens=NEW)
-            assert (model.model.passes, model.model.store.stream.bytes_pinned) == (0, 0)
+            assert (model.model.stream.bytes_read, model.model.stream.bytes_pinned) == (0, 0)
     with numpy_bloom.load(folder, memory=least, threads=threads) as model:
         list(model.generate(PROMPT, max_new_tokens=NEW))
 
@@ -132,7 +132,7 @@ def test_what_a_run_needs_decides_what_is_pinned(folder: Path) -> None:
     with numpy_bloom.load(folder, memory=memory, threads=1) as model:
         for prompt in (PROMPT[:5], PROMPT, PROMPT[:5], PROMPT):
             assert len(list(model.generate(prompt, max_new_tokens=NEW))) == NEW
-            pinned.append(model.model.store.stream.bytes_pinned)
+            pinned.append(model.model.stream.bytes_pinned)
     assert pinned[0] > pinned[1] > 0
     assert pinned[:2] == pinned[2:]
 

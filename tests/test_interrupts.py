@@ -178,14 +178,27 @@ def test_random_interruptions(
         assert told > 4
 
 
+def test_failures_in_a_row(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than there are buffers, at ever later tiles, and no run to the end between them."""
+    with numpy_bloom.load(folder, memory=settings(folder, 2)[0], threads=2) as model:
+        expected = answer(model)
+        faults = Faults(folder, monkeypatch)
+        for kind in ("no memory in a tile", "Ctrl-C in a tile", "input/output error"):
+            fault, happen = faults.kinds[kind]
+            for after in range(1, 40):
+                fault.arm(after, happen)
+                assert isinstance(cut_short(answer, model, faults), BaseException), kind
+        assert answer(model) == expected
+
+
 # --- between two lines ----------------------------------------------------------------------------
 
 
-def lines_of_with(path: Path) -> set[int]:
-    """First lines of `with` statements. On leaving one, Python tells its first line again; but the
-    interpreter sees no Ctrl-C between the last line within and the lock's release."""
+def safe_lines(path: Path) -> set[int]:
+    """Lines at which the interpreter never looks for Ctrl-C, though tracing would let it in: a
+    `try`, and the end of a `with`, which is told as its first line. A lock would stay taken."""
     statements = ast.walk(ast.parse(path.read_text()))
-    return {node.lineno for node in statements if isinstance(node, ast.With)}
+    return {node.lineno for node in statements if isinstance(node, ast.With | ast.Try)}
 
 
 class Interrupt:
@@ -218,7 +231,7 @@ class Interrupt:
         return self._line
 
 
-OURS = {str(path): lines_of_with(path) for path in WEIGHTS.glob("*.py")}
+OURS = {str(path): safe_lines(path) for path in WEIGHTS.glob("*.py")}
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -9,13 +9,14 @@ from parity import (
     deviation,
     filled_cache,
     first_divergence,
+    new_cache,
     record_stages,
     run_in_passes,
     stage_names,
 )
 from recorded import FOLDER, NAMES, Recorded
 
-from numpy_bloom.model import slices
+from numpy_bloom.model import passes
 
 
 @pytest.fixture(params=NAMES)
@@ -45,7 +46,7 @@ def test_every_stage_agrees(recorded: Recorded) -> None:
 
 
 def test_slices_of_three_tokens_agree(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slices, "SLICE_TOKENS", 3)
+    monkeypatch.setattr(passes, "SLICE_TOKENS", 3)
     ours = record_stages(recorded.model, recorded.prompt)
     assert first_divergence(ours, recorded.stages, TOLERANCE) is None
 
@@ -76,7 +77,9 @@ def test_packed_sequences_agree(recorded: Recorded) -> None:
 
 def test_only_the_last_position_meets_the_vocabulary(recorded: Recorded) -> None:
     model, prompt = recorded.model, recorded.prompt
-    logits = model.run([np.array(prompt), np.array(prompt[:4])], [model.cache(20), model.cache(4)])
+    logits = model.run(
+        [np.array(prompt), np.array(prompt[:4])], [new_cache(model, 20), new_cache(model, 4)]
+    )
     expected = recorded.stages["logits"][[len(prompt) - 1, 3]]
     assert logits.shape == expected.shape
     assert deviation("logits", logits, expected) <= TOLERANCE

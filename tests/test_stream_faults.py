@@ -140,6 +140,16 @@ def test_closed(streamed: Streamed, memory: int) -> None:
     streamed.stream.release()
 
 
+def test_close_by_a_reader(streamed: Streamed) -> None:
+    """As the garbage collector may do, which runs in whatever thread it is due."""
+    closed: list[None] = []
+    streamed.source.on_read = lambda: closed.append(streamed.stream.close())
+    with pytest.raises(NumpyBloomError, match="closed"):
+        streamed.stream.get(0)
+    streamed.stream.close()  # waits for the readers, which this time it can
+    assert closed
+
+
 def test_close_before_anything(streamed: Streamed) -> None:
     streamed.stream.close()
     with pytest.raises(NumpyBloomError, match="closed"):

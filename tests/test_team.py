@@ -253,3 +253,22 @@ def test_close_ends_the_threads() -> None:
     with pytest.raises(NumpyBloomError, match="closed"):
         team.run(print, iter(range(5)))
     assert thread_names() == before
+
+
+def test_close_by_a_helper() -> None:
+    """As the garbage collector may do, which runs in whatever thread it is due."""
+    before, caller, team = thread_names(), threading.get_ident(), Team(2)
+    closed, helpers = threading.Event(), list[threading.Thread]()
+
+    def work(_item: int) -> None:
+        if threading.get_ident() == caller:
+            assert closed.wait(30)
+        else:
+            team.close()
+            helpers.append(threading.current_thread())
+            closed.set()
+
+    team.run(work, iter(range(2)))
+    for helper in helpers:
+        helper.join()
+    assert thread_names() == before

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from numpy_bloom.errors import OptionError
+from numpy_bloom.errors import OptionError, check_whole
 from numpy_bloom.model.primitives import softmax
 from numpy_bloom.weights.dtypes import Floats
 
@@ -47,15 +47,17 @@ class SamplingOptions:
         top_p_holds = self.top_p is None or 0 < self.top_p <= 1
         checks = [
             ("temperature", self.temperature, "[0, inf)", _within(self.temperature, 0, np.inf)),
-            ("top_k", self.top_k, "[1, inf), whole", _whole(self.top_k, 1)),
             ("top_p", self.top_p, "(0, 1]", top_p_holds),
             ("min_p", self.min_p, "[0, 1]", _within(self.min_p, 0, 1)),
             ("repetition_penalty", penalty, "(0, inf)", 0 < penalty < np.inf),
-            ("seed", self.seed, "[0, inf), whole", _whole(self.seed, 0)),
         ]
         for name, value, interval, holds in checks:
             if not holds:
                 raise OptionError(f"{name} is {value}; expected a value in {interval}")
+        if self.top_k is not None:
+            check_whole("top_k", self.top_k, 1)
+        if self.seed is not None:
+            check_whole("seed", self.seed, 0)
 
     @property
     def effective_temperature(self) -> float:
@@ -67,10 +69,6 @@ class SamplingOptions:
 
 def _within(value: float | None, low: float, high: float) -> bool:
     return value is None or (low <= value <= high and value < np.inf)
-
-
-def _whole(value: int | None, low: int) -> bool:
-    return value is None or (isinstance(value, int | np.integer) and value >= low)
 
 
 def penalize_repetition(logits: Floats, ids: npt.ArrayLike, penalty: float) -> Floats:

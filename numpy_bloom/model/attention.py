@@ -1,61 +1,62 @@
 """Multi-head self-attention with ALiBi and a cache."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
-from numpy_bloom.model import weights
-from numpy_bloom.model.alibi import alibi_bias, alibi_slopes, causal_mask
-from numpy_bloom.model.cache import BlockCache
+from numpy_bloom.model import parameters
+from numpy_bloom.model.alibi import alibi_bias, causal_mask
+from numpy_bloom.model.passes import Pass, Visible
 from numpy_bloom.model.primitives import affine, softmax
-from numpy_bloom.model.slices import for_each, token_slices
-from numpy_bloom.model.tap import Tap
 from numpy_bloom.weights.dtypes import Floats
 
 
-def attention(x: Floats, w: weights.Attention, cache: BlockCache, heads: int, tap: Tap) -> Floats:
-    """Let every token gather values from itself and the tokens before it.
+def attention(x: Floats, w: parameters.Attention, p: Pass) -> Floats:
+    """Let every token gather values from itself and the tokens before it in its sequence.
 
     Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, with the biases of `alibi`.
 
     Args:
-        x: (T, H), the tokens of this pass, sequence after sequence.
-        cache: earlier keys and values of the same sequences; those of x are appended.
-        heads: N.
+        x: (T, H) float32.
+        w: the block's parameters.
+        p: the pass; its caches take in the keys and values of x.
 
     Returns:
         (T, H) float32.
     """
     tokens, hidden = x.shape
-    fused = affine(x, w.query_key_value)  # (T, 3H)
-    fused = fused.reshape(tokens, heads, 3, hidden // heads)  # (T, N, 3, D)
-    q, k, v = (tap(f"attn.{name}", fused[:, :, i]) for i, name in enumerate("qkv"))  # (T, N, D)
+    heads, size = p.config.num_attention_heads, p.config.head_size
+    fused = affine(x, w.query_key_value).reshape(tokens, heads, 3, size)  # (T, N, 3, D)
+    q, k, v = (p.tap(f"attn.{name}", fused[:, :, i]) for i, name in enumerate("qkv"))  # (T, N, D)
 
-    slopes = alibi_slopes(heads)
-    z = np.empty((tokens, heads, hidden // heads), dtype=np.float32)
+    z = np.empty((tokens, heads, size), dtype=np.float32)
 
-    def attend_slice(part: tuple[slice, Floats, Floats]) -> None:
-        rows, keys, values = part
-        z[rows] = attend(q[rows], keys, values, slopes, tap)
+    def attend_part(part: Visible) -> None:
+        def tap(name: str, array: Floats) -> Floats:
+            return p.tap(name, array, part.rows)
 
-    parts = [
-        (slice(first + part.start, first + part.stop), keys[:, :seen], values[:, :seen])
-        for first, count, keys, values in cache.append(k, v)  # one sequence of S tokens
-        for part in token_slices(count)
-        for seen in [keys.shape[1] - count + part.stop]  # no query of the slice sees a later key
-    ]
-    for_each(parts, attend_slice, w.dense.weight.team, tap)
-    z = tap("attn.z", z)
-    return tap("attn_out", affine(z.reshape(tokens, hidden), w.dense))  # (T, H)
+        z[part.rows] = attend(q[part.rows], part.keys, part.values, p.slopes, tap)
+
+    p.for_each(p.append(k, v), attend_part)
+    z = p.tap("attn.z", z)
+    return p.tap("attn_out", affine(z.reshape(tokens, hidden), w.dense))  # (T, H)
 
 
-def attend(q: Floats, keys: Floats, values: Floats, slopes: Floats, tap: Tap) -> Floats:
-    """Attention of one sequence: softmax(q · kᵀ / √D + ALiBi + mask) · v, for each head.
+def attend(
+    q: Floats,
+    keys: Floats,
+    values: Floats,
+    slopes: Floats,
+    tap: Callable[[str, Floats], Floats],
+) -> Floats:
+    """Attention of one sequence's last tokens: softmax(q · kᵀ / √D + ALiBi + mask) · v, by head.
 
     Args:
-        q: (T, N, D), queries of the last T of S positions.
-        keys, values: (N, S, D), of all positions.
-        slopes: (N,) of ALiBi.
+        q: (T, N, D) float32, the queries of its last T positions.
+        keys, values: (N, S, D) float32, of all its positions.
+        slopes: (N,) float32, of ALiBi.
+        tap: sees every stage.
 
     Returns:
         (T, N, D) float32.

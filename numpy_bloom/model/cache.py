@@ -1,7 +1,5 @@
 """The key-value cache: what attention keeps of earlier tokens."""
 
-from collections.abc import Iterator, Sequence
-
 import numpy as np
 
 from numpy_bloom.errors import NumpyBloomError
@@ -51,47 +49,3 @@ class KVCache:
         keys[:, self.length : end] = k.swapaxes(0, 1)
         values[:, self.length : end] = v.swapaxes(0, 1)
         return keys[:, :end], values[:, :end]
-
-
-class PackedCache:
-    """The caches of all sequences that are packed into one pass.
-
-    Args:
-        lengths: for each sequence, how many of the pass's T tokens are its own.
-        caches: for each sequence, its cache.
-    """
-
-    def __init__(self, lengths: Sequence[int], caches: Sequence[KVCache]) -> None:
-        self._lengths = lengths
-        self._caches = caches
-
-    def block(self, block: int) -> "BlockCache":
-        """One block's share, for its attention."""
-        return BlockCache(block, self._lengths, self._caches)
-
-    def advance(self) -> None:
-        """All blocks have appended: the tokens of this pass now count."""
-        for length, cache in zip(self._lengths, self._caches, strict=True):
-            cache.length += length
-
-
-class BlockCache:
-    """One block's share of the caches of all sequences that are packed into a pass."""
-
-    def __init__(self, block: int, lengths: Sequence[int], caches: Sequence[KVCache]) -> None:
-        self._block = block
-        self._lengths = lengths
-        self._caches = caches
-
-    def append(self, k: Floats, v: Floats) -> Iterator[tuple[int, int, Floats, Floats]]:
-        """Store the packed keys and values (T, N, D) of this pass, sequence by sequence.
-
-        Yields:
-            For each sequence its first row in the pass, how many are its own, and all its keys
-            and values so far, (N, S, D) each.
-        """
-        first = 0
-        for count, cache in zip(self._lengths, self._caches, strict=True):
-            rows = slice(first, first + count)
-            yield first, count, *cache.append(self._block, k[rows], v[rows])
-            first += count

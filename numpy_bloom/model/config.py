@@ -25,7 +25,7 @@ ALIASES = {
 
 @dataclass(frozen=True)
 class BloomConfig:
-    """What the forward pass needs to know of a model.
+    """What is to be known of a model before its weights are opened.
 
     Attributes:
         hidden_size: H.
@@ -90,7 +90,7 @@ class BloomConfig:
             **sizes,
             layer_norm_epsilon=epsilon,
             apply_residual_connection_post_layernorm=post,
-            eos_token_ids=token_ids(eos, "config.json: eos_token_id"),
+            eos_token_ids=eos_token_ids(eos, "config.json: eos_token_id"),
         )
 
 
@@ -108,8 +108,8 @@ def _size(values: Mapping[str, Any], keys: tuple[str, ...]) -> int:
     return int(next(iter(found.values())))
 
 
-def token_ids(value: Any, name: str) -> tuple[int, ...]:
-    """A setting that may be absent (None), one token id or a list of them.
+def eos_token_ids(value: Any, name: str) -> tuple[int, ...]:
+    """What a config's `eos_token_id` may be: absent (None), one token id or a list of them.
 
     Raises:
         NumpyBloomError: anything else; the message begins with `name`.

@@ -1,12 +1,13 @@
 """What a pass needs in memory besides its weights: an upper estimate, made before it starts."""
 
 from numpy_bloom.model.config import BloomConfig
-from numpy_bloom.model.slices import SLICE_TOKENS
+from numpy_bloom.model.passes import SLICE_TOKENS
 from numpy_bloom.weights.kernels import scratch_bytes
 
-FLOATS_PER_HIDDEN = 12
-"""Arrays of (T, H) that are alive at once, at the second MLP matrix: the residual stream, its
-norm, the 4H-wide input and its two halves for the kernel, the output, and one for temporaries."""
+FLOATS_PER_HIDDEN = 13
+"""Arrays of (T, H) that are alive at once, at the second MLP matrix: the block's input, the
+residual stream, its norm, the 4H-wide input and its two halves for the kernel, the output, and
+one for temporaries."""
 
 LIVE_SCORES = 4
 """Arrays of (N, T, S) that a slice has at once: scaled, bias, scores, probabilities."""
@@ -14,8 +15,9 @@ LIVE_SCORES = 4
 LIVE_WIDE = 4
 """Arrays of (T, 4H) that a slice has at once, in GELU."""
 
-LIVE_LOGITS = 8
-"""Arrays of (V,) while a token is chosen: logits, their copies, order, sums, probabilities."""
+LIVE_LOGITS = 14
+"""Arrays of (V,) float32 while a token is chosen: logits, penalized, scaled and filtered ones,
+their order, sums and probabilities, of which some are twice as wide."""
 
 
 def working_bytes(

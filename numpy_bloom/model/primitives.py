@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from numpy_bloom.model import weights
+from numpy_bloom.model import parameters
 from numpy_bloom.weights.dtypes import Floats
 from numpy_bloom.weights.linear import linear
 
 
-def affine(x: Floats, w: weights.Affine) -> Floats:
+def affine(x: Floats, w: parameters.Affine) -> Floats:
     """x · Wᵀ + b.
 
     Args:
@@ -60,6 +60,12 @@ def gelu(x: Floats) -> Floats:
 
 def softmax(scores: Floats) -> Floats:
     """exp(scores) along the last axis, scaled to the sum 1.
+
+    Args:
+        scores: float32 of any shape.
+
+    Returns:
+        float32 of the same shape.
 
     The maximum is subtracted first: it changes nothing but keeps exp from overflowing. A score of
     -inf gets the probability 0.

@@ -40,9 +40,9 @@ def tile_rows(columns: int) -> int:
 
 
 def scratch_bytes(columns: int, tokens: int) -> int:
-    """Memory that one thread needs for a matrix with this many columns: half a tile, widened, and
-    two products with it."""
-    return 4 * (TILE_ELEMENTS // 2 + 2 * tile_rows(columns) * tokens)
+    """Memory that one thread needs for a matrix with this many columns: a tile, widened in two
+    steps (only half of it is, where the number of columns is even), and two products with it."""
+    return 4 * (2 * TILE_ELEMENTS + 2 * tile_rows(columns) * tokens)
 
 
 def product(x: Floats, dtype: str) -> Product:

@@ -4,6 +4,8 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from itertools import repeat
 
 import numpy as np
 
@@ -14,7 +16,8 @@ from numpy_bloom.weights.team import Team
 
 PIECE_BYTES = 16 << 20
 MOST_BYTES = 1 << 30
-MEMORY_VECTORS = 16  # of 32 MB, together larger than any cache
+MEMORY_BYTES = 1 << 27
+"""Read in each round: larger than the caches of most machines."""
 PRODUCTS = 32
 REPEATS = 5
 
@@ -28,7 +31,6 @@ def disk_rate(arrays: Sequence[StoredArray]) -> float:
     Raises:
         NumpyBloomError: a file cannot be read.
     """
-    files = DirectFiles()
     pieces = [
         (array, start, min(PIECE_BYTES, array.nbytes - start))
         for array in arrays
@@ -36,28 +38,29 @@ def disk_rate(arrays: Sequence[StoredArray]) -> float:
     ][: MOST_BYTES // PIECE_BYTES]
     buffers = [page_buffer(PIECE_BYTES) for _ in range(READERS)]
 
-    def read(first: int) -> None:
+    def read(first: int, files: DirectFiles) -> None:
         for array, start, nbytes in pieces[first::READERS]:
             files.read(array.path, array.offset + start, nbytes, buffers[first])
 
     seconds = []
-    with ThreadPoolExecutor(READERS) as readers:
+    with closing(DirectFiles()) as files, ThreadPoolExecutor(READERS) as readers:
         for _ in range(REPEATS):
             begin = time.perf_counter()
-            list(readers.map(read, range(READERS)))
+            list(readers.map(read, range(READERS), repeat(files)))
             seconds.append(time.perf_counter() - begin)
-    files.close()
     return sum(nbytes for _, _, nbytes in pieces) / statistics.median(seconds)
 
 
-def memory_rate(team: Team) -> float:
+def memory_rate(team: Team, most: int) -> float:
     """Bytes per second that the team's threads can read from memory: dot products of long vectors.
 
     BLAS must be held to one thread.
+
+    Args:
+        most: bytes to use; little more than `MEMORY_BYTES` are not.
     """
-    vectors = np.ones((MEMORY_VECTORS, 1 << 23), dtype=np.float32)
-    seconds = _fastest(team, lambda i: np.dot(vectors[i], vectors[i]), MEMORY_VECTORS)
-    return vectors.nbytes / seconds
+    vectors = np.ones((16, min(MEMORY_BYTES, most) // 64), dtype=np.float32)
+    return vectors.nbytes / _fastest(team, lambda i: np.dot(vectors[i], vectors[i]), 16)
 
 
 def arithmetic_rate(team: Team) -> float:

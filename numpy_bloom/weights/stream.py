@@ -231,6 +231,8 @@ class Stream:
             except Exception as error:  # handed to whoever asks for the chunk
                 read.errors.append(error)
             with self._lock:
+                if self._closed:
+                    return
                 read.done = True
                 if not read.wanted:
                     self._reads.remove(read)
@@ -295,8 +297,10 @@ class Stream:
         with self._lock:
             self._closed = True
             self._changed.notify_all()
-        for thread in self._threads:
-            thread.join()
+        # The garbage collector may call this from any thread, one of these included.
+        if threading.current_thread() not in self._threads:
+            for thread in self._threads:
+                thread.join()
         self._reads.clear()
         self._buffers.clear()
         self._pinned.clear()

@@ -65,6 +65,21 @@ class _Job(Generic[Item]):
         while len(self._ended) < len(self._begun):
             self._ends.get()
 
+    def wait_whatever_comes(self) -> None:
+        """Wait; one more Ctrl-C says nothing new, and the helpers still use the caller's arrays."""
+        while True:
+            try:
+                self.wait()
+                return
+            except KeyboardInterrupt:
+                continue
+
+    def forget(self) -> None:
+        """Let go of all arrays, for a helper that wakes up late still holds this job."""
+        with self._lock:
+            self._items = iter(())
+            del self._work
+
 
 class Team:
     """The calling thread and `threads - 1` helpers, which wait between jobs.
@@ -98,7 +113,8 @@ class Team:
             job.wait()
         except BaseException as error:  # Ctrl-C comes between any two lines above
             job.fail(error)
-            job.wait()
+            job.wait_whatever_comes()
+        job.forget()
         if job.errors:  # taken out: it holds this frame, and a cycle would keep the pass's arrays
             raise job.errors.pop(0)
 
@@ -116,7 +132,8 @@ class Team:
         for _, queue in self._helpers:
             queue.put(None)
         for thread, _ in self._helpers:
-            thread.join()
+            if thread is not threading.current_thread():  # the garbage collector runs in any
+                thread.join()
         self._helpers.clear()
 
 

@@ -66,9 +66,9 @@ def test_every_finite_pattern_widens_in_the_model(pair: Opener, dtype: str) -> N
     sizes = Sizes(heads=2, head_size=columns // 2, blocks=1, vocab=(1 << 16) // columns)
     model = pair.edited(Case(sizes, dtype), edit_model=fill).model
     expected = widened_by_torch(patterns, dtype).reshape(-1, columns)
-    rows = lookup(model.weights.word_embeddings, np.arange(len(expected)))
+    rows = lookup(model.parameters.word_embeddings, np.arange(len(expected)))
     np.testing.assert_array_equal(words(rows), expected)
-    product = linear(np.eye(columns, dtype=np.float32), model.weights.lm_head)
+    product = linear(np.eye(columns, dtype=np.float32), model.parameters.lm_head)
     # A sum with zeros, so that -0 becomes 0, and equal as a number is all that can be asked.
     np.testing.assert_array_equal(product.T, expected.view(np.float32))
 

@@ -59,7 +59,7 @@ class Bloom(NamedTuple):
     lm_head: Matrix  # (V, H)
 
 
-def bloom_weights(store: WeightStore, config: BloomConfig) -> Bloom:
+def bloom_parameters(store: WeightStore, config: BloomConfig) -> Bloom:
     """Build the tree over an opened folder; vectors are read now, matrices when they are used."""
 
     def layer_norm(file: str, name: str) -> LayerNorm:

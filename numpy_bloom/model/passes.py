@@ -1,0 +1,112 @@
+"""What the parts of the model share while some tokens go through it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeVar
+
+from numpy_bloom.model.cache import KVCache
+from numpy_bloom.model.config import BloomConfig
+from numpy_bloom.weights.dtypes import Floats
+from numpy_bloom.weights.team import Team
+
+SLICE_TOKENS = 32
+"""A long prompt is attended and activated so many tokens at a time: the intermediates stay small,
+and every core gets its share."""
+
+Tap = Callable[[str, Floats, slice], Floats]
+"""An onlooker: gets each stage's name, its array, and which of the pass's T tokens the array is
+of; the model goes on with what it returns, and may overwrite it: copy what you keep. Names follow
+TransformerLens, without its "hook_": `blocks.3.attn.pattern`."""
+
+Part = TypeVar("Part")
+
+
+def no_tap(_name: str, array: Floats, _rows: slice) -> Floats:
+    """Nobody looks: the identity."""
+    return array
+
+
+class Visible(NamedTuple):
+    """Some tokens of one sequence, and what they may see of it.
+
+    Attributes:
+        rows: their place among the T tokens of the pass.
+        keys, values: (N, S, D) float32 of all positions up to the last of them.
+    """
+
+    rows: slice
+    keys: Floats
+    values: Floats
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass: the T tokens of some sequences, one sequence after the other.
+
+    Attributes:
+        config: the model's sizes.
+        lengths: how many of the T tokens belong to each sequence.
+        caches: of each sequence.
+        slopes: (N,) float32, ALiBi's.
+        team: the threads that compute.
+        onlooker: sees every stage.
+        block: the block that the tokens are in.
+    """
+
+    config: BloomConfig
+    lengths: Sequence[int]
+    caches: Sequence[KVCache]
+    slopes: Floats
+    team: Team
+    onlooker: Tap = no_tap
+    block: int | None = None
+
+    def in_block(self, block: int) -> "Pass":
+        """The same pass within a block: names and caches are that block's."""
+        return replace(self, block=block)
+
+    def tap(self, name: str, array: Floats, rows: slice | None = None) -> Floats:
+        """Show a stage to the onlooker; `rows` (default: all T) are the tokens it is of."""
+        if self.onlooker is no_tap:
+            return array
+        prefix = "" if self.block is None else f"blocks.{self.block}."
+        return self.onlooker(prefix + name, array, rows or slice(0, sum(self.lengths)))
+
+    def append(self, k: Floats, v: Floats) -> list[Visible]:
+        """Store the keys and values (T, N, D) of this pass's tokens in their sequences' caches.
+
+        Returns:
+            The tokens in slices, none of which is of two sequences.
+        """
+        assert self.block is not None
+        parts = []
+        first = 0
+        for length, cache in zip(self.lengths, self.caches, strict=True):
+            rows = slice(first, first + length)
+            keys, values = cache.append(self.block, k[rows], v[rows])  # (N, S, D)
+            past = keys.shape[1] - length
+            for part in token_slices(length):
+                seen = past + part.stop
+                rows = slice(first + part.start, first + part.stop)
+                parts.append(Visible(rows, keys[:, :seen], values[:, :seen]))
+            first += length
+        return parts
+
+    def advance(self) -> None:
+        """All blocks have appended: from now on the tokens of this pass are of the past."""
+        for length, cache in zip(self.lengths, self.caches, strict=True):
+            cache.length += length
+
+    def for_each(self, parts: Sequence[Part], work: Callable[[Part], object]) -> None:
+        """Work on every part: in order if somebody looks on, else on all cores at once."""
+        if self.onlooker is no_tap and len(parts) > 1:
+            self.team.run(work, iter(parts))
+        else:
+            for part in parts:
+                work(part)
+
+
+def token_slices(tokens: int) -> list[slice]:
+    """Consecutive slices of at most `SLICE_TOKENS` tokens."""
+    starts = range(0, tokens, SLICE_TOKENS)
+    return [slice(start, min(start + SLICE_TOKENS, tokens)) for start in starts]

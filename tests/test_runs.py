@@ -1,0 +1,140 @@
+"""Several runs of one model: they neither disturb each other nor leave anything behind."""
+
+import gc
+import threading
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dials import (
+    EVERYTHING,
+    NEW,
+    PROMPT,
+    answer,
+    in_many_pieces,
+    least_memory,
+    model_folder,
+)
+from threadpoolctl import threadpool_info
+from threads import no_deadlock, open_files, thread_names
+
+import numpy_bloom
+from numpy_bloom.generation.sampling import SamplingOptions, draw, next_token_distribution
+from numpy_bloom.model.memory import LIVE_LOGITS, working_bytes
+
+
+@pytest.fixture(autouse=True)
+def many_pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    in_many_pieces(monkeypatch)
+    with no_deadlock():
+        yield
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return model_folder(tmp_path)
+
+
+def test_threads_that_share_a_model_wait_for_each_other(folder: Path) -> None:
+    blas = [pool["num_threads"] for pool in threadpool_info()]
+    memory = least_memory(folder, 2) + 60_000  # for two runs, and streamed
+    with numpy_bloom.load(folder, memory=memory, threads=2) as model:
+        expected = [token.id for token in model.generate(PROMPT, max_new_tokens=NEW)]
+        wrong: list[object] = []
+
+        def generate() -> None:
+            for _ in range(10):
+                found = [token.id for token in model.generate(PROMPT, max_new_tokens=NEW)]
+                if found != expected:
+                    wrong.append(found)
+
+        callers = [threading.Thread(target=generate) for _ in range(2)]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join()
+    assert wrong == []
+    assert [pool["num_threads"] for pool in threadpool_info()] == blas
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_ctrl_c_while_a_token_is_chosen(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """The pass is done by then, and is done again."""
+    with numpy_bloom.load(folder, threads=1) as model:
+        expected = [token.id for token in model.generate(PROMPT, max_new_tokens=NEW)]
+        generation = model.generate(PROMPT, max_new_tokens=NEW)
+        for _ in range(count):
+            next(generation)
+
+        def interrupted(_logits: object) -> int:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(generation, "_choose", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                next(generation)
+        list(generation)
+        assert generation.token_ids == expected
+
+
+def test_a_run_that_was_made_early_keeps_its_place(folder: Path) -> None:
+    with numpy_bloom.load(folder, memory=EVERYTHING, threads=1) as model:
+        early = model.generate(PROMPT, max_new_tokens=NEW)
+        needed = model.model.memory_for_all - model.model.stream.nbytes
+        model.generate(PROMPT[:2], max_new_tokens=1)
+        both = model.model.memory_for_all - model.model.stream.nbytes
+        assert both > needed  # activations of the early one and caches of both
+        del early
+        model.generate(PROMPT[:2], max_new_tokens=1)
+        assert model.model.memory_for_all - model.model.stream.nbytes < needed
+
+
+def test_a_forgotten_model_closes_itself(folder: Path) -> None:
+    before = thread_names()
+    for memory in (least_memory(folder, 2), EVERYTHING):
+        model = numpy_bloom.load(folder, memory=memory, threads=2)
+        answer(model)
+        assert thread_names() != before
+        del model
+        gc.collect()
+        assert thread_names() == before
+        assert open_files(folder) == []
+
+
+def test_a_generation_keeps_its_model(folder: Path) -> None:
+    generation = numpy_bloom.load(folder).generate(PROMPT, max_new_tokens=NEW)
+    gc.collect()
+    assert len(list(generation)) == NEW
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("tokens", [1, 50, 400])
+@pytest.mark.parametrize("all_positions", [False, True])
+def test_a_pass_takes_no_more_than_is_estimated(
+    folder: Path, tokens: int, threads: int, all_positions: bool
+) -> None:
+    with numpy_bloom.load(folder, threads=threads) as model:
+        rows = tokens if all_positions else 1
+        cache = model.model.prepare(cache_tokens=tokens, pass_tokens=tokens, logit_rows=rows)
+        cache.append(0, *np.zeros((2, tokens, 4, 8), np.float32))  # its pages are there
+        ids = np.arange(tokens) % model.config.vocab_size
+        tracemalloc.start()
+        model.model.run([ids], [cache], all_positions=all_positions)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        objects = 100_000  # of Python: threads, tiles, jobs
+        assert peak <= working_bytes(model.config, tokens, tokens, rows, threads) + objects
+
+
+def test_choosing_a_token_takes_no_more_than_is_estimated() -> None:
+    logits = np.random.default_rng(0).standard_normal(250_880, dtype=np.float32)
+    options = SamplingOptions(0.7, 1000, 0.9, 0.01, repetition_penalty=1.3)
+    tracemalloc.start()
+    draw(next_token_distribution(logits, [1, 2], options), np.random.default_rng(0))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak <= LIVE_LOGITS * logits.nbytes
