@@ -8,6 +8,6 @@ with numpy_bloom.load() as model:  # the demo model
 """
 
 from numpy_bloom.bloom import Bloom, load
-from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.errors import NumpyBloomError, OptionError
 
-__all__ = ["Bloom", "NumpyBloomError", "load"]
+__all__ = ["Bloom", "NumpyBloomError", "OptionError", "load"]

@@ -37,7 +37,7 @@ def run_command(main: Callable[[], None], name: str) -> int:
     except (NumpyBloomError, OSError) as error:
         return _failed(name, str(error))
     except MemoryError as error:
-        return _failed(name, f"out of memory. {error}")
+        return _failed(name, f"out of memory; give --memory less. {error}")
     except KeyboardInterrupt:
         print(file=sys.stderr)  # behind the ^C of the terminal
         return _failed(name, "interrupted", INTERRUPTED)

@@ -244,7 +244,7 @@ def test_folders_that_are_no_model(command: Command, source: Path, tmp_path: Pat
     ("error", "code", "told"),
     [
         (KeyboardInterrupt(), 130, "\nconversion: interrupted\n"),
-        (MemoryError(), 1, "conversion: error: out of memory.\n"),
+        (MemoryError(), 1, "conversion: error: out of memory; give --memory less.\n"),
         (OSError("two\nlines"), 1, "conversion: error: two lines\n"),
     ],
 )

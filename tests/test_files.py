@@ -1,6 +1,7 @@
 """Pieces of files, read past the page cache or not: the right bytes, or an error with the name."""
 
 import errno
+import fcntl
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -209,6 +210,21 @@ def test_stays_readable_after_its_name_is_gone(
     assert read(direct, path, 0, SIZE) == content
 
 
+def test_a_file_system_that_opens_for_direct_reads_but_refuses_them(
+    direct: DirectFiles, path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.preadv
+
+    def refusing(handle: int, buffers: list[memoryview], offset: int) -> int:
+        if fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_DIRECT:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return real(handle, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", refusing)
+    assert read(direct, path, 0, SIZE) == content
+    assert len(open_files(path.parent)) == 1
+
+
 def test_input_output_error(
     direct: DirectFiles, path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,7 +233,7 @@ def test_input_output_error(
 
     def failing(handle: int, buffers: list[memoryview], offset: int) -> int:
         calls.append(offset)
-        if len(calls) == 2:
+        if len(calls) == 3:  # the first is made when the file is opened
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return real(handle, buffers, offset)
 

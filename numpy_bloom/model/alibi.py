@@ -4,8 +4,6 @@ Press, Smith and Lewis 2021, https://arxiv.org/abs/2108.12409: a head with slope
 -m · (distance between query and key) to its scores, so that nearer tokens weigh more.
 """
 
-import math
-
 import numpy as np
 
 from numpy_bloom.weights.dtypes import Floats
@@ -21,7 +19,7 @@ def alibi_slopes(heads: int) -> Floats:
     Returns:
         (N,) float32.
     """
-    below = 2 ** int(math.log2(heads))  # largest power of two that is not above `heads`
+    below = 1 << (heads.bit_length() - 1)  # largest power of two that is not above `heads`
     slopes = _geometric(below) + _geometric(2 * below)[::2][: heads - below]
     return np.array(slopes, dtype=np.float32)
 

@@ -44,8 +44,9 @@ def layer_norm(x: Floats, weight: Floats, bias: Floats, epsilon: float) -> Float
 def gelu(x: Floats) -> Floats:
     """Gaussian error linear unit, in BLOOM's tanh form with BLOOM's own constants.
 
-    x/2 * (1 + tanh(0.79788456 x (1 + 0.044715 x²))): `bloom_gelu_forward` in transformers'
-    modeling_bloom.py, after Hendrycks and Gimpel 2016, https://arxiv.org/abs/1606.08415.
+    x/2 * (1 + tanh(0.79788456 x (1 + 0.044715 x²))), where 0.79788456 is √(2/π):
+    `bloom_gelu_forward` in transformers' modeling_bloom.py, after Hendrycks and Gimpel 2016,
+    https://arxiv.org/abs/1606.08415.
 
     Args:
         x: float32 of any shape.

@@ -53,12 +53,11 @@ def available_memory() -> int:
     if not meminfo.is_file():
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     line = next(text for text in meminfo.read_text().splitlines() if "MemAvailable" in text)
-    return min(int(line.split()[1]) * 1024, *_left_in_cgroups())
+    return min([int(line.split()[1]) * 1024, *_left_in_cgroups()])
 
 
 def _left_in_cgroups() -> Iterator[int]:
     """What each limit that holds for this process leaves of itself; files cached do not count."""
-    yield 2**63
     for line in (PROC / "self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":  # version 2

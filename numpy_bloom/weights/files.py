@@ -8,6 +8,7 @@ buffer alone; it wants offsets, lengths and addresses that are multiples of the 
 import mmap
 import os
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 from numpy_bloom.errors import NumpyBloomError
@@ -86,8 +87,14 @@ def _open_direct(path: Path) -> int:
     """Open past the page cache, or plainly where platform or file system cannot."""
     flags = os.O_RDONLY | getattr(os, "O_BINARY", 0)
     if O_DIRECT:
-        try:
-            return os.open(path, flags | O_DIRECT)
-        except OSError:
-            pass  # a missing file is told by the plain attempt
+        # Some file systems refuse to open, some only to read; what else is wrong with the file is
+        # told by the plain attempt.
+        with suppress(OSError):
+            handle = os.open(path, flags | O_DIRECT)
+            try:
+                os.preadv(handle, [page_buffer(0)], 0)
+            except OSError:
+                os.close(handle)
+                raise
+            return handle
     return os.open(path, flags)

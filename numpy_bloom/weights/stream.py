@@ -8,9 +8,11 @@ are spread evenly over the pass, so that the disk stays busy while pinned chunks
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+
+from tqdm import tqdm
 
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.weights.files import DirectFiles, page_buffer
@@ -269,6 +271,8 @@ class Stream:
             if nbytes < 0:
                 break
             chosen.append(number)
+        if self._pinned.keys() == set(chosen):
+            return  # what is read ahead stays
         kept = {number: self._pinned[number] for number in chosen if number in self._pinned}
         self._hold(kept)
         missing = [number for number in chosen if number not in kept]
@@ -276,8 +280,10 @@ class Stream:
             with self._lock:
                 self._buffers.clear()  # nothing is read ahead any more
         with ThreadPoolExecutor(READERS) as readers:
+            total = sum(self.chunks[number].nbytes for number in missing)
             contents = readers.map(self._read_apart, [self.chunks[number] for number in missing])
-            self._hold(kept | dict(zip(missing, contents, strict=True)))
+            new = dict(zip(missing, _with_bar(contents, total), strict=True))
+        self._hold(kept | new)
 
     def _hold(self, pinned: dict[int, memoryview]) -> None:
         """Pin these chunks and no others, at once, so that no reader sees a part of them."""
@@ -304,3 +310,13 @@ class Stream:
         self._reads.clear()
         self._buffers.clear()
         self._pinned.clear()
+
+
+def _with_bar(contents: Iterable[memoryview], total: int) -> Iterator[memoryview]:
+    """The same contents, with a progress bar on a terminal if they take more than a second."""
+    with tqdm(
+        desc="loading", total=total, unit="B", unit_scale=True, delay=1, leave=False, disable=None
+    ) as bar:
+        for content in contents:
+            bar.update(len(content))
+            yield content
