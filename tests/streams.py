@@ -87,7 +87,9 @@ class Streamed:
 
     def pinned(self) -> set[int]:
         """Numbers of the chunks that a pass does not read."""
-        self.stream.pin(self.stream.bytes_pinned)  # forget what was read ahead
+        nbytes = self.stream.bytes_pinned
+        self.stream.pin(0 if nbytes else self.stream.nbytes)  # forget what was read ahead
+        self.stream.pin(nbytes)
         self.source.begun.clear()
         self.check_pass()
         return set(range(len(self.chunks))) - set(self.source.begun)
