@@ -44,7 +44,8 @@ def convert(
     """Convert a Hugging Face checkpoint of a BLOOM into a folder that numpy_bloom can load.
 
     Every key and shape is checked before anything is written; every number is checked to be
-    finite. Norms and biases keep their type. At most some 50 MB of a tensor are in memory.
+    finite. Norms and biases keep their type. At most some 50 MB of a tensor are in memory, or all
+    of it if it is stored transposed.
 
     Args:
         source: a local folder, or a name on the Hugging Face hub such as `bigscience/bloom-560m`.

@@ -1,1 +1,2 @@
-"""BLOOM's forward pass: the textbook. Begin with `forward`."""
+"""BLOOM's forward pass: the textbook. Read config, parameters, primitives, alibi, attention, mlp,
+block, forward."""
