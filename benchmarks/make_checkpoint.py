@@ -13,7 +13,6 @@ import argparse
 import json
 import math
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +20,7 @@ import numpy as np
 
 from conversion import convert
 from numpy_bloom.bloom import DEMO
-from numpy_bloom.weights.dtypes import Stored, narrow
+from numpy_bloom.weights.dtypes import Stored, narrow, widen
 from numpy_bloom.weights.folder import (
     MANIFEST,
     ArrayFile,
@@ -61,13 +60,17 @@ def main() -> None:
     link_blocks(args.target, blocks)
 
 
-def write_checkpoint(folder: Path, hidden: int, heads: int, blocks: int) -> None:
+def write_checkpoint(
+    folder: Path, hidden: int, heads: int, blocks: int, deviation: float = 0.02
+) -> None:
     """A sharded Hugging Face checkpoint with the demo model's tokenizer."""
     folder.mkdir(parents=True)
     random = np.random.default_rng(0)
-    pool = narrow(random.standard_normal(POOL, dtype=np.float32) * np.float32(0.02), "bfloat16")
+    pool = narrow(
+        random.standard_normal(POOL, dtype=np.float32) * np.float32(deviation), "bfloat16"
+    )
     files = model_files(blocks, hidden, VOCABULARY)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, file in enumerate(files, start=1):
         shard = f"model-{number:05d}-of-{len(files):05d}.safetensors"
         arrays = {file.prefix + name: ("bfloat16", shape) for name, shape in file.shapes.items()}
@@ -95,8 +98,8 @@ def write_checkpoint(folder: Path, hidden: int, heads: int, blocks: int) -> None
 
 
 def _numbers(file: ArrayFile, pool: Stored) -> Iterator[Stored]:
-    """Matrices and biases of deviation 0.02, norms' weights of 1 with the same deviation."""
-    around_one = narrow(1 + pool[:65536].astype(np.float32) / 65536, "bfloat16")
+    """Matrices and biases from the pool, norms' weights likewise, but around 1."""
+    around_one = narrow(1 + widen(pool[:65536], "bfloat16"), "bfloat16")
     place = 0
     for name, shape in file.shapes.items():
         left = math.prod(shape)
@@ -126,4 +129,4 @@ def _write_json(path: Path, value: object) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -16,7 +16,7 @@ from numpy_bloom.weights.kernels import tile_rows
 from numpy_bloom.weights.stream import Chunk, Stream
 from numpy_bloom.weights.team import Team
 
-CHUNK_BYTES = 8 << 20
+CHUNK_BYTES = 16 << 20
 """Most that is read of a matrix at once (or one tile, if that is larger)."""
 
 

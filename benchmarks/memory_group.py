@@ -1,0 +1,65 @@
+"""The conditions of a model larger than memory: a memory limit and a cold page cache.
+
+Both need root on Linux. Control groups of version 1 and 2 are known:
+https://docs.kernel.org/admin-guide/cgroup-v2.html
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+CGROUPS = Path("/sys/fs/cgroup")
+DROP_CACHES = Path("/proc/sys/vm/drop_caches")
+
+
+@contextmanager
+def memory_group(nbytes: int) -> Iterator[Path]:
+    """A control group whose processes may hold so much together, cached files included.
+
+    Raises:
+        OSError: it cannot be made here.
+    """
+    version_1 = (CGROUPS / "memory/memory.limit_in_bytes").exists()
+    root = CGROUPS / "memory" if version_1 else CGROUPS
+    if not version_1:
+        (root / "cgroup.subtree_control").write_text("+memory")
+    group = root / f"numpy-bloom-{os.getpid()}-{time.monotonic_ns()}"
+    group.mkdir()
+    try:
+        (group / ("memory.limit_in_bytes" if version_1 else "memory.max")).write_text(str(nbytes))
+        yield group
+    finally:
+        _remove(group)
+
+
+def _remove(group: Path) -> None:
+    """Remove a group; its last process may take a moment to leave it."""
+    for _ in range(100):
+        try:
+            group.rmdir()
+        except OSError:
+            time.sleep(0.05)
+        else:
+            return
+
+
+def can_limit() -> bool:
+    """Whether memory groups can be made here."""
+    try:
+        with memory_group(1 << 30):
+            return True
+    except OSError:
+        return False
+
+
+def can_drop_page_cache() -> bool:
+    """Whether files can be made cold here."""
+    return os.access(DROP_CACHES, os.W_OK)
+
+
+def drop_page_cache() -> None:
+    """Write out what is dirty and forget all files that no process has mapped."""
+    os.sync()
+    DROP_CACHES.write_text("1")
