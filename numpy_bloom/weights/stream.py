@@ -260,6 +260,8 @@ class Stream:
     def pin(self, nbytes: int) -> None:
         """Hold as many chunks in memory as fit into `nbytes`, always the same ones first.
 
+        What was read ahead is forgotten, and with it what may have gone wrong then.
+
         Raises:
             NumpyBloomError: a file cannot be read, or the stream was closed. What was held before
                 and fits is held still.
@@ -271,8 +273,6 @@ class Stream:
             if nbytes < 0:
                 break
             chosen.append(number)
-        if self._pinned.keys() == set(chosen):
-            return  # what is read ahead stays
         kept = {number: self._pinned[number] for number in chosen if number in self._pinned}
         self._hold(kept)
         missing = [number for number in chosen if number not in kept]
