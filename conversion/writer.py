@@ -1,5 +1,6 @@
 """Writing a converted folder: aside, and under its name only when all of it is on disk."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -40,14 +41,35 @@ class FolderWriter:
         self._target = target.resolve()  # a link stays a link, `.` has a name
         self._partial = self._beside(".partial")
         self._replaced = self._beside(".replaced")
+        self._overwrite = overwrite
         self._files: dict[str, Entry] = {}
 
     def __enter__(self) -> "FolderWriter":
         with _told(self._partial):
-            if self._partial.exists():
-                shutil.rmtree(self._partial)  # of a conversion that was cut off
-            self._partial.mkdir(parents=True)
+            _check_ours(self._replaced)
+            self._partial.mkdir(parents=True, exist_ok=True)
+            self._handle = os.open(self._partial, os.O_RDONLY)
+            try:
+                self._claim()
+                _empty(self._partial)  # of a conversion that was cut off
+            except BaseException:
+                os.close(self._handle)
+                raise
         return self
+
+    def _claim(self) -> None:
+        """Lock the partial folder, and see that it still has its name.
+
+        Raises:
+            NumpyBloomError: another process has it.
+        """
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mine = os.path.samestat(os.fstat(self._handle), self._partial.stat())
+        except (BlockingIOError, FileNotFoundError):
+            mine = False
+        if not mine:
+            raise NumpyBloomError(f"another conversion is writing {self._partial}; wait for it")
 
     def __exit__(
         self,
@@ -57,6 +79,7 @@ class FolderWriter:
     ) -> None:
         if kind is not None:
             shutil.rmtree(self._partial, ignore_errors=True)
+        os.close(self._handle)
 
     def _beside(self, suffix: str) -> Path:
         return self._target.with_name(self._target.name + suffix)
@@ -106,7 +129,9 @@ class FolderWriter:
         self.write_bytes(MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
         with _told(self._target):
             _sync_folder(self._partial)
-            self._discard_replaced()  # of a conversion that was cut off
+            _discard(self._replaced)  # of a conversion that was cut off
+            if self._target.exists() and not self._overwrite:
+                raise NumpyBloomError(f"{self._target} has come into being meanwhile; it is kept")
             try:
                 if self._target.exists():
                     self._target.rename(self._replaced)
@@ -116,11 +141,36 @@ class FolderWriter:
                     self._replaced.rename(self._target)
                 raise
             _sync_folder(self._target.parent)
-        self._discard_replaced()
+        _discard(self._replaced)
 
-    def _discard_replaced(self) -> None:
-        if (self._replaced / MANIFEST).is_file():
-            shutil.rmtree(self._replaced, ignore_errors=True)
+
+def _discard(folder: Path) -> None:
+    """Remove a folder that a conversion left, if there is one."""
+    if folder.exists():
+        _empty(folder)
+        folder.rmdir()
+
+
+def _empty(folder: Path) -> None:
+    """Remove the files that a conversion left in a folder."""
+    _check_ours(folder)
+    for file in folder.iterdir():
+        file.unlink()
+
+
+def _check_ours(folder: Path) -> None:
+    """See that a folder, if there is one, holds only what conversions write.
+
+    Raises:
+        NumpyBloomError: it does not.
+    """
+    names = [file.name for file in folder.iterdir()] if folder.exists() else []
+    foreign = [name for name in names if not name.endswith((".safetensors", ".json"))]
+    if foreign:
+        raise NumpyBloomError(
+            f"{folder} is in the way and holds {foreign[0]}, which no conversion writes; "
+            "move it, or choose another target"
+        )
 
 
 def _buffers(beginning: Iterable[bytes], values: Iterable[Stored]) -> Iterator[memoryview]:

@@ -49,7 +49,11 @@ def main() -> None:
     )
     add = command.add_argument
     add("--model", metavar="DIR", help="a converted model (default: the demo model)")
-    add("--memory", metavar="SIZE", help="for everything, such as 2GB (default: what is free)")
+    add(
+        "--memory",
+        metavar="SIZE",
+        help="for weights, cache, buffers, such as 2GB (default: what is free)",
+    )
     add("--threads", type=int, metavar="N", help="default: the cores available")
     add("--prompt-tokens", type=int, default=128, metavar="N", help="default: %(default)s")
     add("--new-tokens", type=int, default=16, metavar="N", help="default: %(default)s")

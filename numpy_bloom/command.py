@@ -75,8 +75,7 @@ def text_argument(argument: str) -> str:
     """
     try:
         if argument != "-":
-            argument.encode()  # bytes that are not UTF-8 arrive as lone surrogates
-            return argument
+            return os.fsencode(argument).decode()  # UTF-8 whatever the locale
         if sys.stdin is None:
             raise NumpyBloomError("stdin is closed; expected a text there")
         if isinstance(sys.stdin, io.TextIOWrapper):

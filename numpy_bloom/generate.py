@@ -52,7 +52,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--repetition-penalty", type=float, metavar="F", help="above 1: repeat less")
     add("--seed", type=int, metavar="N", help="makes sampling repeatable")
     add("--stop", action="append", default=[], metavar="TEXT", help="end before TEXT; repeatable")
-    add("--memory", metavar="SIZE", help="for everything, such as 2GB (default: what is free)")
+    add(
+        "--memory",
+        metavar="SIZE",
+        help="for weights, cache, buffers, such as 2GB (default: what is free)",
+    )
     add("--threads", type=int, metavar="N", help="default: the cores available")
     form = command.add_mutually_exclusive_group().add_argument
     form("--json", action="store_true", help="one JSON object with tokens, text and statistics")
@@ -81,7 +85,10 @@ def _print_tokens(model: Bloom, generation: Generation) -> None:
     start = time.perf_counter()
     for number, token in enumerate(generation, start=1):
         seconds = time.perf_counter() - start
-        piece = repr(model.decode([token.id]))[1:-1]  # a line break as \n
+        piece = model.decode([token.id])
+        if "\ufffd" in piece:  # a part of a character: show the whole when it is there
+            piece = token.text
+        piece = repr(piece)[1:-1]  # a line break as \n
         probability = math.exp(token.logprob)
         print(f"Token {number} ....... {piece}  p={probability:.3f}  {seconds:.2f} s", flush=True)
         start = time.perf_counter()

@@ -15,7 +15,9 @@ from conversions import failing, refused, snapshot
 
 from conversion import convert
 from conversion.source_tensor import SourceTensor
+from conversion.writer import FolderWriter
 from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.weights.folder import read_manifest
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -199,3 +201,35 @@ def test_memory(tmp_path: Path, source_dtype: str, dtype: str) -> None:
         tracemalloc.stop()
     assert peak < 50_000_000
     shutil.rmtree(tmp_path)  # pytest keeps the folders of its last runs
+
+
+def test_one_conversion_at_a_time(tmp_path: Path) -> None:
+    """The second is told at once; the first goes on."""
+    source = Checkpoint().write(tmp_path / "source")
+    with FolderWriter(tmp_path / "model", overwrite=False) as writer:
+        writer.write_bytes("config.json", b"{}")
+        with pytest.raises(
+            NumpyBloomError, match=r"another conversion is writing .*model\.partial"
+        ):
+            convert(source, tmp_path / "model")
+        writer.finish(source="first", dtype="float32")
+    assert read_manifest(tmp_path / "model")["source"] == "first"
+
+
+@pytest.mark.parametrize("name", ["model.partial", "model.replaced"])
+def test_foreign_files_beside_the_target_are_kept(tmp_path: Path, name: str) -> None:
+    source = Checkpoint().write(tmp_path / "source")
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "mine").write_text("mine")
+    with pytest.raises(NumpyBloomError, match=f"{name} is in the way and holds mine"):
+        convert(source, tmp_path / "model")
+    assert (tmp_path / name / "mine").read_text() == "mine"
+
+
+def test_a_replaced_model_that_was_half_deleted(tmp_path: Path) -> None:
+    source = Checkpoint().write(tmp_path / "source")
+    convert(source, tmp_path / "model")
+    (tmp_path / "model.replaced").mkdir()
+    (tmp_path / "model.replaced/block_000.safetensors").write_bytes(b"old")
+    convert(source, tmp_path / "model", overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "source"]

@@ -27,6 +27,7 @@ class TextStream:
     """
 
     def __init__(self, tokenizer: Tokenizer | None, stop: Sequence[str] = ()) -> None:
+        stop = [stop] if isinstance(stop, str) else stop
         if "" in stop:
             raise OptionError("a stop text is empty; expected at least one character")
         if stop and tokenizer is None:
