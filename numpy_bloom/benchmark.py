@@ -1,6 +1,7 @@
 """Command: a model's speed and its limits here. `python -m numpy_bloom.benchmark --help`"""
 
 import json
+import math
 import statistics
 import sys
 import time
@@ -23,7 +24,8 @@ class Measurements:
         pass_bytes_memory, pass_bytes_disk: weights that each pass reads from either.
         prefill_tokens: tokens of the prompt.
         prefill_rate, prefill_limit: tokens of the prompt per second; the limit is reading each
-            weight once or two operations for each weight and token, whichever takes longer.
+            weight once or two operations for each weight and token (of the head: for one token),
+            whichever takes longer.
         decode_rate, decode_limit: new tokens per second; the limit is reading each weight.
     """
 
@@ -89,7 +91,8 @@ def measure(bloom: Bloom, prompt_tokens: int, new_tokens: int) -> Measurements:
     from_disk = stream.nbytes - stream.bytes_pinned
     reading = max(from_disk / disk, stream.bytes_pinned / memory)
     weights = sum(chunk.elements for chunk in stream.chunks)
-    computing = 2 * weights * prompt_tokens / arithmetic
+    head = math.prod(model.parameters.lm_head.shape)  # which only the last token meets
+    computing = 2 * ((weights - head) * prompt_tokens + head) / arithmetic
     return Measurements(
         threads=store.team.threads,
         disk_rate=disk,
