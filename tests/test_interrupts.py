@@ -185,9 +185,15 @@ def test_failures_in_a_row(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         faults = Faults(folder, monkeypatch)
         for kind in ("no memory in a tile", "Ctrl-C in a tile", "input/output error"):
             fault, happen = faults.kinds[kind]
+            told = 0
             for after in range(1, 40):
                 fault.arm(after, happen)
-                assert isinstance(cut_short(answer, model, faults), BaseException), kind
+                outcome = cut_short(answer, model, faults)
+                told += isinstance(outcome, BaseException)
+                assert isinstance(outcome, BaseException) or outcome == expected, kind
+                del outcome
+            # A read may fail that was made ahead and that nobody asks for, when a run ends.
+            assert told >= (30 if kind == "input/output error" else 39), kind
         assert answer(model) == expected
 
 
