@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from engines import ENGINES, OURS, missing, open_engine
 from make_checkpoint import write_checkpoint
-from pairs import markdown
 from prepare import prepare
+from report import markdown
 
 from numpy_bloom.weights.dtypes import Floats
 from numpy_bloom.weights.folder import read_json
@@ -40,7 +40,7 @@ def main() -> int:
         return compare(args.prepared)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint, prepared = Path(folder, "checkpoint"), Path(folder, "prepared")
-        write_checkpoint(checkpoint, HIDDEN, HEADS, BLOCKS, DEVIATION)
+        write_checkpoint(checkpoint, HIDDEN, HEADS, BLOCKS, deviation=DEVIATION)
         prepare(checkpoint, prepared)
         return compare(prepared)
 

@@ -8,18 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from converted import read_converted
 
-from numpy_bloom.model.config import BloomConfig
 from numpy_bloom.weights.dtypes import Floats, Stored, widen
-from numpy_bloom.weights.folder import (
-    EMBEDDINGS,
-    FINAL_LAYERNORM,
-    Folder,
-    StoredArray,
-    block_file,
-    read_json,
-    read_stored,
-)
+from numpy_bloom.weights.safetensors_file import StoredArray, read_stored
 
 TRAINED_TOKENS = 2048  # BLOOM paper (arXiv 2211.05100), table 3: sequence length
 
@@ -41,9 +33,7 @@ def write_gguf(converted: Path, target: Path) -> None:
     """Write the model of a converted folder whose head is tied, as all published ones are."""
     import gguf  # noqa: PLC0415  (not everybody has it)
 
-    config = BloomConfig.from_dict(read_json(converted / "config.json"))
-    sizes = config.num_hidden_layers, config.hidden_size, config.vocab_size
-    arrays = Folder.open(converted, *sizes).arrays
+    config, contents = read_converted(converted)
     writer = gguf.GGUFWriter(target, "bloom")
     writer.add_context_length(TRAINED_TOKENS)
     writer.add_embedding_length(config.hidden_size)
@@ -54,10 +44,9 @@ def write_gguf(converted: Path, target: Path) -> None:
     writer.add_layer_norm_eps(config.layer_norm_epsilon)
     writer.add_tokenizer_model("no_vocab")
     writer.add_vocab_size(config.vocab_size)
-    files = [(EMBEDDINGS, ""), (FINAL_LAYERNORM, "")]
-    files += [(block_file(i), f"blk.{i}.") for i in range(config.num_hidden_layers)]
-    for file, prefix in files:
-        for name, array in arrays[file].items():
+    for file, arrays in contents:
+        prefix = file.prefix.replace("h.", "blk.")
+        for name, array in arrays.items():
             part, kind = name.rsplit(".", 1)
             _add(writer, f"{prefix}{NAMES[part]}.{kind}", array, config.num_attention_heads)
     writer.write_header_to_file()

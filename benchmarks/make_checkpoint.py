@@ -25,10 +25,10 @@ from numpy_bloom.weights.folder import (
     MANIFEST,
     ArrayFile,
     block_file,
-    header_bytes,
     model_files,
     read_json,
 )
+from numpy_bloom.weights.safetensors_file import header_bytes
 
 VOCABULARY = 250_880
 SHAPES = {  # hidden size, heads, blocks: config.json of bigscience/bloom-* on the hub
@@ -61,22 +61,28 @@ def main() -> None:
 
 
 def write_checkpoint(
-    folder: Path, hidden: int, heads: int, blocks: int, deviation: float = 0.02
+    folder: Path,
+    hidden: int,
+    heads: int,
+    blocks: int,
+    *,
+    deviation: float = 0.02,
+    vocabulary: int = VOCABULARY,
+    dtype: str = "bfloat16",
 ) -> None:
     """A sharded Hugging Face checkpoint with the demo model's tokenizer."""
     folder.mkdir(parents=True)
     random = np.random.default_rng(0)
-    pool = narrow(
-        random.standard_normal(POOL, dtype=np.float32) * np.float32(deviation), "bfloat16"
-    )
-    files = model_files(blocks, hidden, VOCABULARY)
+    wide = random.standard_normal(POOL, dtype=np.float32) * np.float32(deviation)
+    pool = narrow(wide, dtype)
+    files = model_files(blocks, hidden, vocabulary)
     weight_map: dict[str, str] = {}
     for number, file in enumerate(files, start=1):
         shard = f"model-{number:05d}-of-{len(files):05d}.safetensors"
-        arrays = {file.prefix + name: ("bfloat16", shape) for name, shape in file.shapes.items()}
+        arrays = {file.prefix + name: (dtype, shape) for name, shape in file.shapes.items()}
         with (folder / shard).open("wb") as out:
             out.write(header_bytes(arrays))
-            for piece in _numbers(file, pool):
+            for piece in _numbers(file, pool, dtype):
                 out.write(piece.data)
         weight_map |= dict.fromkeys(arrays, shard)
     index = {"metadata": {}, "weight_map": weight_map}  # transformers demands both
@@ -87,19 +93,19 @@ def write_checkpoint(
         "hidden_size": hidden,
         "n_head": heads,
         "n_layer": blocks,
-        "vocab_size": VOCABULARY,
+        "vocab_size": vocabulary,
         "layer_norm_epsilon": 1e-5,
         "bos_token_id": 1,
         "eos_token_id": 2,
-        "dtype": "bfloat16",
+        "dtype": dtype,
     }
     _write_json(folder / "config.json", config)
     shutil.copy(DEMO / "tokenizer.json", folder)
 
 
-def _numbers(file: ArrayFile, pool: Stored) -> Iterator[Stored]:
+def _numbers(file: ArrayFile, pool: Stored, dtype: str) -> Iterator[Stored]:
     """Matrices and biases from the pool, norms' weights likewise, but around 1."""
-    around_one = narrow(1 + widen(pool[:65536], "bfloat16"), "bfloat16")
+    around_one = narrow(1 + widen(pool[:65536], dtype), dtype)
     place = 0
     for name, shape in file.shapes.items():
         left = math.prod(shape)

@@ -12,11 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from engines import OURS, missing
+from engines import ENGINES, OURS
 from memory_group import drop_page_cache, memory_group
+from report import markdown
 from worker import EngineError, Run, Worker
 
-IN_GROUP = (OURS, "llama.cpp")
+IN_GROUP = (*(name for name in ENGINES if ENGINES[name].ours), "llama.cpp")
 """Engines that a memory limit below the model's size does not kill. The tutorial's loop needs twice
 the embeddings, accelerate the embeddings and torch: they run without, to their advantage."""
 
@@ -29,6 +30,7 @@ class Setting:
         memory: our engine's dial; None for all that is free.
         group_bytes: limit of memory for the engines of `IN_GROUP`, a group each; None for none.
         cold: whether the page cache is dropped before each pass.
+        ours: which of our engines the peers are compared with.
     """
 
     prepared: Path
@@ -39,6 +41,7 @@ class Setting:
     memory: str | None = None
     group_bytes: int | None = None
     cold: bool = False
+    ours: str = OURS
 
 
 def run_pairs(setting: Setting, peers: Sequence[str]) -> dict[str, Any]:
@@ -50,17 +53,13 @@ def run_pairs(setting: Setting, peers: Sequence[str]) -> dict[str, Any]:
     """
     result: dict[str, Any] = {"runs": {}, "skipped": {}}
     with ExitStack() as stack:
-        ours = _start(OURS, setting, stack)
+        ours = _start(setting.ours, setting, stack)
         for peer in peers:
-            reason = missing(peer, setting.prepared)
             try:
-                if reason is None:
-                    result["runs"][peer] = _pairs_with(ours, peer, setting)
+                result["runs"][peer] = _pairs_with(ours, peer, setting)
             except EngineError as error:
-                reason = str(error)
-            if reason is not None:
-                print(f"{peer}: skipped, {reason}", file=sys.stderr)
-                result["skipped"][peer] = reason
+                print(f"{peer}: skipped, {error}", file=sys.stderr)
+                result["skipped"][peer] = str(error)
     return result
 
 
@@ -75,7 +74,7 @@ def _start(engine: str, setting: Setting, stack: ExitStack) -> Worker:
         engine,
         setting.prepared,
         setting.threads,
-        memory=setting.memory if engine == OURS else None,
+        memory=setting.memory if ENGINES[engine].ours else None,
         group=group,
     )
     stack.enter_context(worker)
@@ -102,9 +101,14 @@ def _pairs_with(ours: Worker, peer: str, setting: Setting) -> list[list[dict[str
 
 
 def _run(worker: Worker, setting: Setting) -> Run:
-    if setting.cold:
-        return worker.run(setting.prompt, setting.new_tokens, drop_page_cache)
-    return worker.run(setting.prompt, setting.new_tokens)
+    """One run. A cold peer finds the page cache dropped before each pass. Ours reads past it, and
+    would use the pause to read ahead in time that nobody counts: its passes follow each other."""
+    if not setting.cold:
+        return worker.run(setting.prompt, setting.new_tokens)
+    if ENGINES[worker.engine].ours:
+        drop_page_cache()
+        return worker.run(setting.prompt, setting.new_tokens)
+    return worker.run(setting.prompt, setting.new_tokens, drop_page_cache)
 
 
 def summarize(result: dict[str, Any]) -> list[dict[str, Any]]:
@@ -164,22 +168,3 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             )
         )
     return markdown(lines)
-
-
-def markdown(lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns are also aligned as text; the first line is its head."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-
-    def text(cells: Sequence[str]) -> str:
-        first, *rest = (
-            cell.ljust(width) if not place else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        )
-        return "| " + " | ".join((first, *rest)) + " |"
-
-    rule = (
-        "|"
-        + "|".join("-" * (width + 1) + ("-" if not i else ":") for i, width in enumerate(widths))
-        + "|"
-    )
-    return "\n".join([text(lines[0]), rule, *map(text, lines[1:])])

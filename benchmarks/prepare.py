@@ -15,12 +15,13 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
+from converted import read_converted
+from engines import OURS, SMALLER
 from gguf_file import write_gguf
 
 from conversion import convert
-from numpy_bloom.model.config import BloomConfig
 from numpy_bloom.weights.dtypes import Stored
-from numpy_bloom.weights.folder import Folder, model_files, read_json, read_stored
+from numpy_bloom.weights.safetensors_file import read_stored
 
 
 def main() -> None:
@@ -35,11 +36,15 @@ def main() -> None:
 def prepare(checkpoint: Path, target: Path) -> None:
     """Write all that is missing in `target`."""
     target.mkdir(parents=True, exist_ok=True)
-    link, converted = target / "checkpoint", target / "numpy-bloom"
+    link, converted = target / "checkpoint", target / OURS
     if not link.exists():
         link.symlink_to(checkpoint.resolve())
     if not converted.exists():
         convert(checkpoint, converted)
+    for name, dtype in SMALLER.items():
+        if not (target / f"{OURS}-{name}").exists():
+            head_dtype = "int8" if name == "int8" else None
+            convert(checkpoint, target / f"{OURS}-{name}", dtype, head_dtype=head_dtype)
     parts: list[tuple[str, str, Callable[[Path, Path], None]]] = [
         ("shards", "torch", write_shards),
         ("offload", "accelerate", write_offload),
@@ -75,16 +80,13 @@ def write_shards(converted: Path, target: Path) -> None:
         return torch.from_numpy(values)
 
     target.mkdir()
-    config = BloomConfig.from_dict(read_json(converted / "config.json"))
-    sizes = config.num_hidden_layers, config.hidden_size, config.vocab_size
-    arrays = Folder.open(converted, *sizes).arrays
-    files = model_files(*sizes)
-    for number, file in enumerate(files, start=1):
+    _, contents = read_converted(converted)
+    for number, (file, arrays) in enumerate(contents, start=1):
         tensors = {
             file.prefix + name: tensor(read_stored(array), array.dtype)
-            for name, array in arrays[file.name].items()
+            for name, array in arrays.items()
         }
-        torch.save(tensors, target / f"pytorch_model_{number:05d}-of-{len(files):05d}.bin")
+        torch.save(tensors, target / f"pytorch_model_{number:05d}-of-{len(contents):05d}.bin")
     shutil.copy(converted / "config.json", target)
 
 

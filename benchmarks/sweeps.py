@@ -10,12 +10,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from engines import OURS, missing
-from pairs import markdown
+from converted import read_converted
+from engines import OURS
+from report import markdown
 from worker import EngineError, Worker
 
-from numpy_bloom.model.config import BloomConfig
-from numpy_bloom.weights.folder import Folder, StoredArray, read_json
 from numpy_bloom.weights.rates import disk_rate
 
 
@@ -31,16 +30,17 @@ def memory_sweep(
 
     The raw rate of the disk on the same files is taken just before and after each run.
     """
-    arrays = _matrices(prepared / "numpy-bloom")
+    _, contents = read_converted(prepared / OURS)
+    matrices = [a for _, arrays in contents for a in arrays.values() if len(a.shape) > 1]
     rows: dict[str, list[dict[str, Any]]] = {size: [] for size in sizes}
     for repeat in range(repeats):
         for size in sizes:
-            before = disk_rate(arrays)
+            before = disk_rate(matrices)
             memory = None if size == "all" else size
             with Worker(OURS, prepared, threads, memory=memory) as worker:
                 worker.run(prompt, 1)
                 run = worker.run(prompt, new_tokens)
-            rate = (before + disk_rate(arrays)) / 2
+            rate = (before + disk_rate(matrices)) / 2
             read = statistics.median(run.bytes_read[1:] or [0])
             rows[size].append(
                 {
@@ -77,15 +77,11 @@ def tokens_sweep(
     with ExitStack() as stack:
         workers = []
         for engine in engines:
-            reason = missing(engine, prepared)
             try:
-                if reason is None:
-                    workers.append(stack.enter_context(Worker(engine, prepared, threads)))
+                workers.append(stack.enter_context(Worker(engine, prepared, threads)))
             except EngineError as error:
-                reason = str(error)
-            if reason is not None:
-                print(f"{engine}: skipped, {reason}", file=sys.stderr)
-                skipped[engine] = reason
+                print(f"{engine}: skipped, {error}", file=sys.stderr)
+                skipped[engine] = str(error)
         for count in counts:
             seconds: dict[str, list[float]] = {worker.engine: [] for worker in workers}
             for worker in workers:
@@ -99,13 +95,6 @@ def tokens_sweep(
                 rows.append(row | {"tokens_per_second": count / middle})
                 print(f"{engine}, {count} tokens: {middle:.3f} s", file=sys.stderr)
     return rows, skipped
-
-
-def _matrices(converted: Path) -> list[StoredArray]:
-    config = BloomConfig.from_dict(read_json(converted / "config.json"))
-    sizes = config.num_hidden_layers, config.hidden_size, config.vocab_size
-    files = Folder.open(converted, *sizes).arrays.values()
-    return [array for file in files for array in file.values() if len(array.shape) > 1]
 
 
 def _medians(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:

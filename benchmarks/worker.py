@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,9 +17,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from engines import missing
+
+SETTLE_SECONDS = 0.2
+
 
 class EngineError(Exception):
-    """An engine's process ended; the text tells its last words."""
+    """An engine cannot run here, or its process ended; the text tells its last words."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,11 @@ class Run:
 
 
 class Worker:
-    """A running engine. Use it in a `with` statement."""
+    """A running engine. Use it in a `with` statement.
+
+    Raises:
+        EngineError: it cannot run here.
+    """
 
     def __init__(
         self,
@@ -63,6 +72,8 @@ class Worker:
         group: Path | None = None,
     ) -> None:
         self.engine = engine
+        if (reason := missing(engine, prepared)) is not None:
+            raise EngineError(reason)
         command = [sys.executable, str(Path(__file__).with_name("serve.py")), engine, str(prepared)]
         command += ["--threads", str(threads)]
         command += ["--memory", memory] if memory else []
@@ -155,6 +166,14 @@ class Worker:
 
     def _bytes_read(self) -> int | None:
         return self._proc("io", "read_bytes:")
+
+    def settled_bytes_read(self) -> int:
+        """Bytes read from storage so far, once what the engine reads ahead has come to rest."""
+        before, count = -1, self._bytes_read() or 0
+        while count != before:
+            time.sleep(SETTLE_SECONDS)
+            before, count = count, self._bytes_read() or 0
+        return count
 
     def _peak_memory_bytes(self) -> int:
         return (self._proc("status", "VmHWM:") or 0) * 1024

@@ -16,10 +16,27 @@ def main() -> None:
     add = command.add_argument
     add("source", metavar="SOURCE", help="a local folder, or a name on the Hugging Face hub")
     add("target", metavar="TARGET", help="the folder to write")
-    add("--dtype", choices=DTYPES, default="keep", help="of the matrices (default: %(default)s)")
+    add(
+        "--dtype",
+        choices=DTYPES,
+        default="keep",
+        help="of the blocks' matrices (default: %(default)s)",
+    )
+    add(
+        "--head-dtype",
+        choices=DTYPES,
+        help="of the embeddings, which are the head too (default: as --dtype, but keep for int8 "
+        "and int8 for int4)",
+    )
     add("--overwrite", action="store_true", help="replace a converted model at TARGET")
     args = command.parse_args()
-    convert(args.source, args.target, args.dtype, overwrite=args.overwrite)
+    convert(
+        args.source,
+        args.target,
+        args.dtype,
+        head_dtype=args.head_dtype,
+        overwrite=args.overwrite,
+    )
 
 
 if __name__ == "__main__":

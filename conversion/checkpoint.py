@@ -7,7 +7,9 @@ from typing import TypeVar
 from conversion.source_tensor import SourceTensor, row_major
 from conversion.torch_file import read_torch_file
 from numpy_bloom.errors import NumpyBloomError
-from numpy_bloom.weights.folder import read_header, read_json
+from numpy_bloom.weights.dtypes import FLOATING
+from numpy_bloom.weights.folder import read_json
+from numpy_bloom.weights.safetensors_file import read_header
 
 __all__ = ["SourceTensor", "open_checkpoint", "strip_prefix"]
 
@@ -83,11 +85,20 @@ def strip_prefix(tensors: Mapping[str, T]) -> dict[str, T]:
 def _read_file(path: Path) -> dict[str, SourceTensor]:
     if path.suffix != ".safetensors":
         return read_torch_file(path)
+    arrays = read_header(path)
+    _fail_if(
+        [
+            f"{name} of {array.dtype}"
+            for name, array in arrays.items()
+            if array.dtype not in FLOATING
+        ],
+        f"{path} must hold {', '.join(FLOATING)}, but holds",
+    )
     return {
         name: SourceTensor(
             name, array.dtype, array.shape, path, array.offset, row_major(array.shape)
         )
-        for name, array in read_header(path).items()
+        for name, array in arrays.items()
     }
 
 

@@ -1,7 +1,8 @@
 """The conversion itself: check every tensor, then copy it, one stretch of rows at a time."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 
@@ -14,16 +15,25 @@ from conversion.source_tensor import SourceTensor
 from conversion.writer import FolderWriter
 from numpy_bloom.errors import NumpyBloomError, OptionError
 from numpy_bloom.model.config import BloomConfig
-from numpy_bloom.weights.dtypes import STORED, Stored, all_finite, narrow, widen
+from numpy_bloom.weights.dtypes import STORED, Stored, all_finite, widen
 from numpy_bloom.weights.folder import (
+    EMBEDDINGS,
+    LM_HEAD,
     ArrayFile,
+    block_file,
     check_shapes,
     head_file,
     model_files,
     read_json,
 )
+from numpy_bloom.weights.formats import FORMATS, Encoder, encoder
+from numpy_bloom.weights.safetensors_file import Spec
 
-DTYPES = ("keep", *STORED)
+DTYPES = ("keep", *FORMATS)
+HEAD_DTYPES = {"int8": "keep", "int4": "int8"}
+"""Of the embeddings, which are the head as well: one step more careful than the blocks. Other
+dtypes hold for both."""
+
 ROWS_BYTES = 8 << 20
 """How much of a tensor is read at once. Widened, rounded and compared, it takes some five times
 as much memory."""
@@ -39,27 +49,40 @@ COPIED = (
 
 
 def convert(
-    source: str | Path, target: str | Path, dtype: str = "keep", *, overwrite: bool = False
+    source: str | Path,
+    target: str | Path,
+    dtype: str = "keep",
+    *,
+    head_dtype: str | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Convert a Hugging Face checkpoint of a BLOOM into a folder that numpy_bloom can load.
 
     Every key and shape is checked before anything is written; every number is checked to be
-    finite. Norms and biases keep their type. At most some 50 MB of a tensor are in memory, or all
-    of it if it is stored transposed.
+    finite. Norms and biases keep their type. A tensor is read some 8 MB at a time (for int4, 512
+    rows if they are more; whole if it is stored transposed), and twice for the integers and for
+    bfloat16-packed, which must know it before its first row is written.
 
     Args:
         source: a local folder, or a name on the Hugging Face hub such as `bigscience/bloom-560m`.
         target: the folder to write. It appears only when the conversion is complete.
-        dtype: type of the big matrices: `keep` stores each as it was; else `float32`, `bfloat16`
-            or `float16` (refused for bfloat16 matrices, whose range float16 does not have).
+        dtype: how the big matrices are stored: `keep` stores each as it was; else `float32`,
+            `bfloat16`, `float16` (refused for bfloat16 matrices, whose range float16 does not
+            have), `bfloat16-packed` (12 bits, without loss; a matrix that would not shrink is
+            stored as bfloat16), `int8` or `int4`.
+        head_dtype: the same for the word embeddings, which are the head too. Default: that of the
+            blocks, but `keep` for int8 and `int8` for int4.
         overwrite: whether a converted model at `target` may be replaced.
 
     Raises:
         NumpyBloomError: the checkpoint is incomplete, unreadable, of another model, or not
             finite; the target exists or cannot be written; an option is unknown.
     """
-    if dtype not in DTYPES:
-        raise OptionError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+    if head_dtype is None:
+        head_dtype = HEAD_DTYPES.get(dtype, dtype)
+    for name, value in (("dtype", dtype), ("head_dtype", head_dtype)):
+        if value not in DTYPES:
+            raise OptionError(f"{name} is {value!r}; expected one of {', '.join(DTYPES)}")
     target = Path(target)
     writer = FolderWriter(target, overwrite=overwrite)
     folder = local_folder(str(source))
@@ -76,23 +99,40 @@ def convert(
             "(tie_word_embeddings is false), but 'lm_head.weight' is missing"
         )
     files = _files(tensors, config, folder)
-    stored = {name: _stored_dtype(tensor, dtype) for name, tensor in tensors.items()}
-    total = sum(file.stat().st_size for file in {tensor.path for tensor in tensors.values()})
+    encoders = {
+        file.prefix + name: _encoder(
+            tensors[file.prefix + name],
+            head_dtype if file.name in (EMBEDDINGS, LM_HEAD) else dtype,
+        )
+        for file in files
+        for name in file.shapes
+    }
+    total = sum(_bytes_to_read(tensors[name], encoders[name]) for name in encoders)
     bar = tqdm(total=total, unit="B", unit_scale=True, disable=None, desc="converting")
     with writer, bar as progress:
         for file in files:
-            keys = {name: file.prefix + name for name in file.shapes}
-            arrays = {name: (stored[key], tensors[key].shape) for name, key in keys.items()}
-            pieces = (_converted(tensors[key], stored[key], progress) for key in keys.values())
-            writer.write_arrays(file.name, arrays, chain.from_iterable(pieces))
+            _convert_file(file, tensors, encoders, writer, progress)
         for name in COPIED:
             if (folder / name).is_file():
                 writer.write_bytes(name, (folder / name).read_bytes())
-        matrices = {stored[name] for name, tensor in tensors.items() if len(tensor.shape) > 1}
+        blocks = [block_file(block) for block in range(config.num_hidden_layers)]
         writer.finish(
             source=folder.resolve().name if Path(source).exists() else str(source),
-            dtype=matrices.pop() if len(matrices) == 1 else "mixed",
+            dtype=_dtypes(files, blocks, encoders),
+            head_dtype=_dtypes(files, [EMBEDDINGS, LM_HEAD], encoders),
         )
+
+
+def _dtypes(files: list[ArrayFile], names: list[str], encoders: dict[str, Encoder]) -> str:
+    """The format of all matrices in some files, or `mixed`."""
+    found = {
+        encoders[file.prefix + name].format.dtype
+        for file in files
+        if file.name in names
+        for name, shape in file.shapes.items()
+        if len(shape) > 1
+    }
+    return found.pop() if len(found) == 1 else "mixed"
 
 
 def _files(tensors: dict[str, SourceTensor], config: BloomConfig, folder: Path) -> list[ArrayFile]:
@@ -110,38 +150,78 @@ def _files(tensors: dict[str, SourceTensor], config: BloomConfig, folder: Path) 
     return files
 
 
-def _stored_dtype(tensor: SourceTensor, dtype: str) -> str:
-    """The type in which a tensor is to be stored."""
+def _encoder(tensor: SourceTensor, dtype: str) -> Encoder:
+    """What will store a tensor."""
     if dtype == "keep" or len(tensor.shape) == 1:
-        return tensor.dtype
+        dtype = tensor.dtype
     if dtype == "float16" and tensor.dtype == "bfloat16":
         raise NumpyBloomError(
             f"{tensor} is bfloat16, whose range float16 does not have; choose another dtype"
         )
-    return dtype
+    return encoder(dtype, tensor.shape)
 
 
-def _stretches(tensor: SourceTensor) -> Iterator[slice]:
-    """The tensor's rows, about `ROWS_BYTES` at a time."""
-    rows = tensor.shape[0]
-    row_bytes = math.prod(tensor.shape[1:]) * STORED[tensor.dtype].itemsize
-    step = max(1, ROWS_BYTES // row_bytes)
-    for start in range(0, rows, step):
-        yield slice(start, min(start + step, rows))
+def _bytes_to_read(tensor: SourceTensor, encoder: Encoder) -> int:
+    nbytes = math.prod(tensor.shape) * STORED[tensor.dtype].itemsize
+    return 2 * nbytes if encoder.surveys else nbytes
 
 
-def _converted(tensor: SourceTensor, dtype: str, progress: tqdm) -> Iterator[Stored]:
-    """The tensor's values in another type, checked to be finite, some rows at a time."""
-    for rows in _stretches(tensor):
+def _convert_file(
+    file: ArrayFile,
+    tensors: dict[str, SourceTensor],
+    encoders: dict[str, Encoder],
+    writer: FolderWriter,
+    progress: tqdm,
+) -> None:
+    """Write one file of the target."""
+    arrays: dict[str, Spec] = {}
+    pieces: list[Iterable[Stored]] = []
+    for name in file.shapes:
+        tensor, encoder = tensors[file.prefix + name], encoders[file.prefix + name]
+        if encoder.surveys:
+            for values in _read(tensor, 1, progress):
+                with _fitting(tensor):
+                    encoder.survey(values, tensor.dtype)
+        arrays |= {name + suffix: spec for suffix, spec in encoder.arrays().items()}
+        pieces.append(_encoded(tensor, encoder, progress))
+    writer.write_arrays(file.name, arrays, chain.from_iterable(pieces))
+
+
+def _encoded(tensor: SourceTensor, encoder: Encoder, progress: tqdm) -> Iterator[Stored]:
+    """All that is to be written of a tensor, some rows at a time."""
+    for values in _read(tensor, encoder.format.block_rows, progress):
+        with _fitting(tensor):
+            encoded = encoder.encode(values, tensor.dtype)
+        yield encoded
+    yield from encoder.beside()
+
+
+@contextmanager
+def _fitting(tensor: SourceTensor) -> Iterator[None]:
+    """Tell of which tensor a value does not fit the type."""
+    try:
+        yield
+    except OverflowError as error:
+        raise NumpyBloomError(f"{tensor} has {error}; choose another dtype") from error
+
+
+def _read(tensor: SourceTensor, block_rows: int, progress: tqdm) -> Iterator[Stored]:
+    """The tensor's rows in whole blocks, checked to be finite."""
+    for rows in _stretches(tensor, block_rows):
         values = tensor.read_rows(rows.start, rows.stop)
         progress.update(values.nbytes)
         if not all_finite(values, tensor.dtype):
             raise NumpyBloomError(f"{tensor} holds NaN or inf; download the checkpoint again")
-        if dtype != tensor.dtype:
-            values = narrow(widen(values, tensor.dtype), dtype)
-            if not all_finite(values, dtype):
-                raise NumpyBloomError(f"{tensor} has values too large for {dtype}")
         yield values
+
+
+def _stretches(tensor: SourceTensor, block_rows: int) -> Iterator[slice]:
+    """The tensor's rows, about `ROWS_BYTES` at a time, in whole blocks."""
+    rows = tensor.shape[0]
+    row_bytes = math.prod(tensor.shape[1:]) * STORED[tensor.dtype].itemsize
+    step = max(1, ROWS_BYTES // (row_bytes * block_rows)) * block_rows
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
 
 
 def _equal(a: SourceTensor, b: SourceTensor) -> bool:
@@ -151,5 +231,5 @@ def _equal(a: SourceTensor, b: SourceTensor) -> bool:
             widen(a.read_rows(rows.start, rows.stop), a.dtype),
             widen(b.read_rows(rows.start, rows.stop), b.dtype),
         )
-        for rows in _stretches(a)
+        for rows in _stretches(a, 1)
     )

@@ -12,7 +12,8 @@ from types import TracebackType
 
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.weights.dtypes import Stored
-from numpy_bloom.weights.folder import FORMAT_VERSION, MANIFEST, header_bytes
+from numpy_bloom.weights.folder import FORMAT_VERSION, MANIFEST
+from numpy_bloom.weights.safetensors_file import Spec, header_bytes
 
 Entry = dict[str, int | str]
 
@@ -87,7 +88,7 @@ class FolderWriter:
     def write_arrays(
         self,
         name: str,
-        arrays: Mapping[str, tuple[str, tuple[int, ...]]],
+        arrays: Mapping[str, Spec],
         values: Iterable[Stored],
     ) -> None:
         """Write a safetensors file.
@@ -113,17 +114,19 @@ class FolderWriter:
             os.fsync(file.fileno())
             self._files[name] = {"size": file.tell(), "sha256": checksum.hexdigest()}
 
-    def finish(self, *, source: str, dtype: str) -> None:
+    def finish(self, *, source: str, dtype: str, head_dtype: str) -> None:
         """Write the manifest, last of all, and give the folder its name.
 
         Args:
             source: what was converted, a hub name or a folder's name.
-            dtype: of the big matrices.
+            dtype: of the blocks' matrices.
+            head_dtype: of the word embeddings and the head.
         """
         manifest = {
             "format_version": FORMAT_VERSION,
             "source": source,
             "dtype": dtype,
+            "head_dtype": head_dtype,
             "files": dict(self._files),
         }
         self.write_bytes(MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from numpy_bloom.bloom import Bloom, load
-from numpy_bloom.command import parser, run_command
+from numpy_bloom.command import parser, rate, run_command
 from numpy_bloom.errors import check_whole
 from numpy_bloom.weights.rates import arithmetic_rate, disk_rate, memory_rate
 
@@ -72,27 +72,28 @@ def measure(bloom: Bloom, prompt_tokens: int, new_tokens: int) -> Measurements:
     """Run one prompt of arbitrary tokens and so many passes of one token, greedily fed."""
     model = bloom.model
     store, stream = model.store, model.stream
-    disk = disk_rate([chunk.array for chunk in stream.chunks if chunk.start == 0])
+    disk = disk_rate([chunk.array for chunk in stream.chunks if chunk.rows.start == 0])
     with store.computing():
         memory = memory_rate(store.team, model.memory)
         arithmetic = arithmetic_rate(store.team)
 
     capacity = prompt_tokens + new_tokens
-    cache = model.prepare(cache_tokens=capacity, pass_tokens=prompt_tokens, logit_rows=1)
+    caches = model.prepare(cache_tokens=[capacity], pass_tokens=prompt_tokens, logit_rows=1)
     ids = np.arange(prompt_tokens) % bloom.config.vocab_size
     seconds = []
     for _ in range(1 + new_tokens):
         begin = time.perf_counter()
-        logits = model.run([ids], [cache])
+        logits = model.run([ids], caches)
         seconds.append(time.perf_counter() - begin)
         ids = logits.argmax(axis=-1)
     prefill, decode = seconds[0], statistics.median(seconds[1:])
 
     from_disk = stream.nbytes - stream.bytes_pinned
     reading = max(from_disk / disk, stream.bytes_pinned / memory)
-    weights = sum(chunk.elements for chunk in stream.chunks)
+    config = bloom.config
+    blocks = 12 * config.hidden_size**2 * config.num_hidden_layers  # weights of all matrices
     head = math.prod(model.parameters.lm_head.shape)  # which only the last token meets
-    computing = 2 * ((weights - head) * prompt_tokens + head) / arithmetic
+    computing = 2 * (blocks * prompt_tokens + head) / arithmetic
     return Measurements(
         threads=store.team.threads,
         disk_rate=disk,
@@ -122,8 +123,9 @@ def _table(m: Measurements) -> str:
     return "\n".join(f"{name:<16}{value:>16}  {remark}".rstrip() for name, value, remark in rows)
 
 
-def _speed(name: str, rate: float, limit: float) -> tuple[str, str, str]:
-    return name, f"{rate:.3g} tokens/s", f"{rate / limit:.2f} of the limit, {limit:.3g} tokens/s"
+def _speed(name: str, reached: float, limit: float) -> tuple[str, str, str]:
+    share = f"{reached / limit:.2f} of the limit, {rate(limit)} tokens/s"
+    return name, f"{rate(reached)} tokens/s", share
 
 
 if __name__ == "__main__":

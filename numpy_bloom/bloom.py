@@ -93,12 +93,35 @@ class Bloom:
             (T, V) float32; row t scores the token after t.
 
         Raises:
-            NumpyBloomError: an id is not in the vocabulary, or there are none.
+            NumpyBloomError: an id is not in the vocabulary, there are none, or the memory does not
+                suffice.
         """
-        ids = _token_ids(token_ids, self.config)
-        tokens = len(ids)
-        cache = self.model.prepare(cache_tokens=tokens, pass_tokens=tokens, logit_rows=tokens)
-        return self.model.run([ids], [cache], all_positions=True)
+        ids = token_id_array(token_ids, self.config)
+        caches = self.model.prepare_one_pass(lengths=[len(ids)], logit_rows=len(ids))
+        return self.model.run([ids], caches, last=[len(ids)])
+
+    def score(self, token_ids: npt.ArrayLike) -> Floats:
+        """How probable a text's tokens are, each after the ones before it.
+
+        What the logits of `__call__` say too, but (T, V) logits are never made.
+
+        Args:
+            token_ids: (T,) integers.
+
+        Returns:
+            (T - 1,) float32; number t is the natural logarithm of the probability of token t + 1
+            after tokens 0 to t.
+
+        Raises:
+            NumpyBloomError: an id is not in the vocabulary, there are none, or the memory does not
+                suffice.
+        """
+        ids = token_id_array(token_ids, self.config)
+        if len(ids) == 1:
+            return np.empty(0, dtype=np.float32)
+        context, targets = ids[:-1], ids[1:]
+        caches = self.model.prepare_one_pass(lengths=[len(context)], target_rows=len(targets))
+        return self.model.score([context], caches, [targets])
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text. Nothing is added; `</s>` in the text is its token.
@@ -160,7 +183,7 @@ class Bloom:
         return Generation(
             self.model,
             self.tokenizer,
-            _token_ids(ids, self.config),
+            token_id_array(ids, self.config),
             max_new_tokens=max_new_tokens,
             stop=stop,
             sampling=SamplingOptions(
@@ -191,7 +214,7 @@ def _tokenizer(folder: Path) -> Tokenizer | None:
         raise NumpyBloomError(f"cannot read {path}: {error}") from error
 
 
-def _token_ids(ids: npt.ArrayLike, config: BloomConfig) -> TokenIds:
+def token_id_array(ids: npt.ArrayLike, config: BloomConfig) -> TokenIds:
     """Token ids as a 1-D int64 array.
 
     Raises:

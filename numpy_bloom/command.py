@@ -65,6 +65,11 @@ def _failed(name: str, text: str, code: int = FAILED) -> int:
     return code
 
 
+def rate(per_second: float) -> str:
+    """A rate in three digits, or as a whole number if it has more."""
+    return f"{per_second:.3g}" if per_second < 1000 else f"{per_second:,.0f}"
+
+
 def text_argument(argument: str) -> str:
     """The text that an argument stands for: itself, or what stdin holds if it is `-`.
 

@@ -8,7 +8,7 @@ import time
 from dataclasses import asdict
 
 from numpy_bloom.bloom import Bloom, load
-from numpy_bloom.command import parser, run_command, text_argument
+from numpy_bloom.command import parser, rate, run_command, text_argument
 from numpy_bloom.generation.loop import Generation
 from numpy_bloom.model.model import Model
 from numpy_bloom.progress import PassBar, forecast
@@ -113,11 +113,11 @@ def _print_stats(generation: Generation) -> None:
     stats = generation.stats
     seconds = stats.prefill_seconds + stats.decode_seconds
     read = f"{stats.weight_bytes_read / 1e9:.2f} GB read at " if stats.weight_bytes_read else ""
-    rate = f"{stats.weight_bytes_read / 1e9 / seconds:.2f} GB/s; " if read else ""
+    speed = f"{stats.weight_bytes_read / 1e9 / seconds:.2f} GB/s; " if read else ""
     print(
         f"{len(generation.prompt_token_ids)} tokens in {stats.prefill_seconds:.2f} s, then "
-        f"{len(generation.token_ids)} new ones at {stats.tokens_per_second:.3g} a second; "
-        f"{read}{rate}peak memory {stats.peak_memory_bytes / 1e6:.0f} MB",
+        f"{len(generation.token_ids)} new ones at {rate(stats.tokens_per_second)} a second; "
+        f"{read}{speed}peak memory {stats.peak_memory_bytes / 1e6:.0f} MB",
         file=sys.stderr,
     )
 

@@ -1,21 +1,70 @@
-"""What the tests of conversions share: folders compared, refusals checked, failures planted."""
+"""What the tests of conversions share: folders read and compared, refusals, planted failures."""
 
 import itertools
-from collections.abc import Callable
+import json
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from checkpoints import Checkpoint
+from checkpoints import Array, Checkpoint, Floats, write_safetensors
+from formats import decode
 
 from conversion import convert
+from numpy_bloom.bloom import DEMO
 from numpy_bloom.errors import NumpyBloomError
 
+NUMPY = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+NUMPY |= {"I8": "i1", "U8": "u1", "U16": "<u2", "U64": "<u8"}
+FORMATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+FORMATS |= {"I8": "int8", "U8": "int4", "U16": "bfloat16-packed"}
 
-def converted(checkpoint: Checkpoint, folder: Path) -> Path:
+
+def converted(checkpoint: Checkpoint, folder: Path, dtype: str = "keep", **options: Any) -> Path:
     """Write a checkpoint to `folder`/source and convert it."""
-    convert(checkpoint.write(folder / "source"), folder / "model")
+    convert(checkpoint.write(folder / "source"), folder / "model", dtype, **options)
     return folder / "model"
+
+
+def demo_checkpoint(folder: Path) -> Path:
+    """The checkpoint that the demo model was made of."""
+    folder.mkdir()
+    tensors = {}
+    for file in DEMO.glob("*.safetensors"):
+        prefix = f"h.{int(file.stem[-3:])}." if file.stem.startswith("block_") else ""
+        tensors |= {prefix + name: array for name, (_, array) in read_arrays(file).items()}
+    write_safetensors(folder / "model.safetensors", tensors)
+    for file in DEMO.glob("*.json"):
+        if file.name != "manifest.json":
+            shutil.copy(file, folder)
+    return folder
+
+
+def read_arrays(path: Path) -> dict[str, tuple[str, Array]]:
+    """Type and stored numbers of each array of a safetensors file, in the order of the file."""
+    content = path.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    arrays = {}
+    for name, entry in json.loads(content[8:start]).items():
+        begin, end = entry["data_offsets"]
+        values = np.frombuffer(content[start + begin : start + end], NUMPY[entry["dtype"]])
+        arrays[name] = entry["dtype"], values.reshape(entry["shape"])
+    return arrays
+
+
+def read_matrix(path: Path, name: str, shape: tuple[int, ...]) -> tuple[str, Floats]:
+    """Format of a matrix in a file, and what its numbers stand for."""
+    arrays = read_arrays(path)
+    parts = {key.removeprefix(name): array for key, (_, array) in arrays.items() if name in key}
+    dtype = FORMATS[arrays[name][0]]
+    return dtype, decode(dtype, shape, parts).astype(np.float32)
+
+
+def manifest(model: Path) -> Mapping[str, Any]:
+    content: Mapping[str, Any] = json.loads((model / "manifest.json").read_text())
+    return content
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

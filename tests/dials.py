@@ -1,5 +1,6 @@
 """What the tests of the memory dial share: a model whose matrices have many chunks and tiles."""
 
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +11,9 @@ from conversions import converted
 
 import numpy_bloom
 from numpy_bloom.bloom import Bloom
-from numpy_bloom.weights import kernels, store
+from numpy_bloom.weights import store
+from numpy_bloom.weights.dtypes import FLOATING
+from numpy_bloom.weights.formats import FORMATS, base, int4
 
 PROMPT = byte_ids("Todos los seres humanos nacen libres e iguales")  # more than a slice
 NEW = 5
@@ -29,23 +32,37 @@ def answer(model: Bloom) -> Answer:
     tokens = list(model.generate(PROMPT, max_new_tokens=NEW))
     ids, logprobs = [token.id for token in tokens], [token.logprob for token in tokens]
     tokens = len(PROMPT)
-    cache = model.model.prepare(cache_tokens=tokens, pass_tokens=tokens, logit_rows=1)
-    logits = model.model.run([np.array(PROMPT)], [cache])
+    caches = model.model.prepare(cache_tokens=[tokens], pass_tokens=tokens, logit_rows=1)
+    logits = model.model.run([np.array(PROMPT)], caches)
     return Answer(logits.tobytes(), ids, logprobs)
 
 
-def in_many_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiles of 512 weights, and chunks of four such tiles (in sixteen bits)."""
-    monkeypatch.setattr(kernels, "TILE_ELEMENTS", 512)
-    monkeypatch.setattr(store, "CHUNK_BYTES", 4096)
+def in_many_pieces(monkeypatch: pytest.MonkeyPatch, dtype: str = "bfloat16") -> None:
+    """Tiles of 512 weights (but of no fewer than 16 rows, where rows lie in blocks), and chunks of
+    four such tiles. Blocks of int4, too, have 16 rows."""
+    monkeypatch.setattr(base, "TILE_ELEMENTS", 512)
+    monkeypatch.setattr(base, "TILE_UNIT", 1)
+    monkeypatch.setattr(int4.Int4, "block_rows", 16)
+    monkeypatch.setattr(int4, "STRIP_ELEMENTS", 512)
+    monkeypatch.setattr(store, "CHUNK_BYTES", 4 * FORMATS[dtype].nbytes(16, 32))
 
 
 def model_folder(folder: Path, dtype: str = "bfloat16", **options: Any) -> Path:
+    """A model whose matrices are all of one format. Written under `in_many_pieces`, if int4."""
     checkpoint = Checkpoint(
-        heads=4, hidden=32, blocks=3, dtype=dtype, lm_head="different", seed=7, **options
+        heads=4,
+        hidden=32,
+        blocks=3,
+        dtype=dtype if dtype in FLOATING else "float32",
+        lm_head="different",
+        seed=7,
+        **options,
     )
     checkpoint.config["eos_token_id"] = None
-    return converted(checkpoint, folder)
+    model = converted(checkpoint, folder, dtype, head_dtype=dtype)
+    manifest = json.loads((model / "manifest.json").read_text())
+    assert (manifest["dtype"], manifest["head_dtype"]) == (dtype, dtype)
+    return model
 
 
 def least_memory(folder: Path, threads: int) -> int:
@@ -56,6 +73,12 @@ def least_memory(folder: Path, threads: int) -> int:
         stream = model.model.stream
         assert len(stream.chunks) > 20
         return least - stream.nbytes + stream.buffer_bytes
+
+
+def share_pinned(model: Bloom) -> float:
+    """Of the weights, when `answer` begins."""
+    model.generate(PROMPT, max_new_tokens=NEW)
+    return model.model.stream.bytes_pinned / model.model.stream.nbytes
 
 
 def settings(folder: Path, threads: int) -> list[int]:

@@ -66,7 +66,7 @@ def record_stages(model: Model, ids: Sequence[int]) -> dict[str, Array]:
         stages.append(array.copy())
         return array
 
-    model.run([np.array(ids)], [new_cache(model, len(ids))], all_positions=True, tap=tap)
+    model.run([np.array(ids)], [new_cache(model, len(ids))], last=[len(ids)], tap=tap)
     return {stage: _joined(stage, arrays) for stage, arrays in pieces.items()}
 
 
@@ -147,7 +147,8 @@ def _from_top(scores: Array, hidden: npt.NDArray[np.bool_]) -> Array:
 
 def new_cache(model: Model, tokens: int) -> KVCache:
     """An empty cache for one sequence."""
-    return model.prepare(cache_tokens=tokens, pass_tokens=tokens, logit_rows=tokens)
+    (cache,) = model.prepare(cache_tokens=[tokens], pass_tokens=tokens, logit_rows=tokens)
+    return cache
 
 
 def run_in_passes(model: Model, ids: Sequence[int], lengths: Sequence[int]) -> Array:
@@ -155,7 +156,7 @@ def run_in_passes(model: Model, ids: Sequence[int], lengths: Sequence[int]) -> A
     assert sum(lengths) == len(ids)
     cache = new_cache(model, len(ids))
     passes = np.split(np.array(ids), np.cumsum(lengths)[:-1])
-    return np.concatenate([model.run([new], [cache], all_positions=True) for new in passes])
+    return np.concatenate([model.run([new], [cache], last=[len(new)]) for new in passes])
 
 
 def filled_cache(model: Model, ids: Sequence[int], capacity: int) -> KVCache:

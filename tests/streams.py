@@ -9,7 +9,7 @@ import numpy as np
 from threads import no_deadlock, open_files, thread_names
 
 from numpy_bloom.weights.files import DirectFiles
-from numpy_bloom.weights.folder import StoredArray
+from numpy_bloom.weights.safetensors_file import StoredArray
 from numpy_bloom.weights.stream import Chunk, Stream
 
 COUNT = 20
@@ -68,7 +68,9 @@ class Streamed:
             (folder / file).write_bytes(b"head" + content)
             array = StoredArray(folder / file, file, "bfloat16", (rows * count, columns), 4)
             for number in range(count):
-                chunks.append(Chunk(array, rows * number, rows * (number + 1)))
+                nbytes = rows * columns * 2
+                place = range(rows * number, rows * (number + 1))
+                chunks.append(Chunk(array, place, 4 + nbytes * number, nbytes))
                 self.contents.append(content[chunks[-1].offset - 4 :][: chunks[-1].nbytes])
         # The end of the one file and the beginning of the other.
         self.chunks = chunks[count // 2 :][:count]

@@ -137,6 +137,31 @@ def test_damages(original: Path, tmp_path: Path, damage: Damage, told: str) -> N
         assert str(model) in message or message.startswith("config.json: ")
 
 
+SHAPE_OF_BASE = f'{QKV}.exponent_base":{{"dtype":"U64","shape":'
+OF_FORMATS = [
+    ("int8", replaced(BLOCK, f'"{QKV}.row_scale"', f'"{QKV}.row_scalf"'), "row_scale' is missing"),
+    ("int8", replaced(BLOCK, f'"{QKV}"', f'"{QKV[:-1]}x"'), f"'{QKV}' is missing"),
+    ("int8", replaced(BLOCK, f'{QKV}":{{"dtype":"I8"', f'{QKV}":{{"dtype":"U8"'), "has shape"),
+    ("int8", poisoned(BLOCK, f"{QKV}.row_scale", np.nan), "holds NaN or inf; convert"),
+    ("int8", poisoned(BLOCK, f"{QKV}.column_scale", np.inf), "holds NaN or inf; convert"),
+    ("int4", poisoned(BLOCK, f"{QKV}.column_scale", np.inf), "holds NaN or inf; convert"),
+    ("int4", poisoned(BLOCK, QKV, np.nan), "output is not finite"),  # two scales of float16
+    ("bfloat16-packed", replaced(BLOCK, f'"{QKV}.exceptions"', f'"{QKV}.exceptionz"'), "' is miss"),
+    ("bfloat16-packed", replaced(BLOCK, f"{SHAPE_OF_BASE}[1]", f"{SHAPE_OF_BASE}[ ]"), "shape ()"),
+    ("bfloat16-packed", replaced(BLOCK, '"shape":[576]', '"shape":[288]'), BLOCK),
+]
+
+
+@pytest.mark.parametrize(("dtype", "damage", "told"), OF_FORMATS)
+def test_damages_of_formats(tmp_path: Path, dtype: str, damage: Damage, told: str) -> None:
+    model = converted(Checkpoint(), tmp_path, dtype)
+    damage(model)
+    with pytest.raises(NumpyBloomError) as error, numpy_bloom.load(model) as bloom:
+        list(bloom.generate("Todos los <unk>", max_new_tokens=1))
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("name", [GENERATION, TOKENIZER])
 def test_what_can_be_missing(original: Path, tmp_path: Path, name: str) -> None:
     shutil.copytree(original, tmp_path / "model")

@@ -201,6 +201,7 @@ WRONG_USAGE: list[tuple[Any, list[str], str]] = [
     (benchmark, ["--new-tokens=0"], "new_tokens is 0; expected a value in [1, inf), whole"),
     (conversion_command, ["source"], "required: TARGET"),
     (conversion_command, ["source", "target", "--dtype=int3"], "invalid choice: 'int3'"),
+    (conversion_command, ["source", "target", "--head-dtype=int3"], "invalid choice: 'int3'"),
 ]
 
 
@@ -219,6 +220,13 @@ def test_conversion(command: Command, source: Path, tmp_path: Path) -> None:
     check_failure(command(conversion_command, source, target), "conversion", told)
     assert command(conversion_command, source, target, "--overwrite") == Result(0, "", "")
     assert json.loads((target / "manifest.json").read_text())["dtype"] == "float32"
+
+
+def test_conversion_with_two_dtypes(command: Command, source: Path, tmp_path: Path) -> None:
+    options = ["--dtype", "int4", "--head-dtype", "bfloat16"]
+    assert command(conversion_command, source, tmp_path / "t", *options) == Result(0, "", "")
+    told = json.loads((tmp_path / "t/manifest.json").read_text())
+    assert (told["dtype"], told["head_dtype"]) == ("int4", "bfloat16")
 
 
 def test_conversion_that_fails(command: Command, source: Path, tmp_path: Path) -> None:

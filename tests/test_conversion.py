@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch_zip
-from checkpoints import Array, Checkpoint, as_float32, stored
-from conversions import refused, snapshot
+from checkpoints import Checkpoint, as_float32, stored
+from conversions import read_arrays, refused, snapshot
 from safetensors import safe_open
 
 from conversion import convert
@@ -38,20 +38,7 @@ EMBEDDINGS = [
     "word_embeddings_layernorm.bias",
 ]
 CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-NUMPY = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 DENSE = "h.1.self_attention.dense.weight"
-
-
-def read(path: Path) -> dict[str, tuple[str, Array]]:
-    """Type and stored numbers of each array of a safetensors file, in the order of the file."""
-    content = path.read_bytes()
-    start = 8 + int.from_bytes(content[:8], "little")
-    arrays = {}
-    for name, entry in json.loads(content[8:start]).items():
-        begin, end = entry["data_offsets"]
-        values = np.frombuffer(content[start + begin : start + end], NUMPY[entry["dtype"]])
-        arrays[name] = entry["dtype"], values.reshape(entry["shape"])
-    return arrays
 
 
 def files_of(checkpoint: Checkpoint) -> dict[str, list[tuple[str, str]]]:
@@ -80,7 +67,7 @@ def test_content(tmp_path: Path, dtype: str, lm_head: str | None) -> None:
     for name in copied:
         assert (target / name).read_bytes() == (source / name).read_bytes()
     for file, names in expected.items():
-        arrays = read(target / file)
+        arrays = read_arrays(target / file)
         assert list(arrays) == [inside for inside, _ in names]
         for inside, name in names:
             code, values = arrays[inside]
@@ -108,7 +95,12 @@ def test_manifest(tmp_path: Path) -> None:
     convert(source, tmp_path / "model")
     manifest = json.loads((tmp_path / "model/manifest.json").read_text())
     files = manifest.pop("files")
-    assert manifest == {"format_version": 1, "source": "some model", "dtype": "float16"}
+    assert manifest == {
+        "format_version": 1,
+        "source": "some model",
+        "dtype": "float16",
+        "head_dtype": "float16",
+    }
     found = snapshot(tmp_path / "model")
     del found["manifest.json"]
     assert files == {
@@ -169,7 +161,7 @@ def test_dtypes(tmp_path: Path, source_dtype: str, dtype: str) -> None:
     for file, names in files_of(checkpoint).items():
         for inside, name in names:
             tensor = checkpoint.tensors[name]
-            code, values = read(target / file)[inside]
+            code, values = read_arrays(target / file)[inside]
             expected = tensor  # vectors keep their type
             if tensor.ndim == 2 and dtype != source_dtype:
                 expected = narrow(as_float32(tensor), dtype)
@@ -182,7 +174,7 @@ def test_mixed_types_are_kept(tmp_path: Path) -> None:
     checkpoint.tensors[DENSE] = stored(checkpoint.tensors[DENSE], "bfloat16")
     convert(checkpoint.write(tmp_path / "source"), tmp_path / "model")
     assert json.loads((tmp_path / "model/manifest.json").read_text())["dtype"] == "mixed"
-    arrays = read(tmp_path / "model/block_001.safetensors")
+    arrays = read_arrays(tmp_path / "model/block_001.safetensors")
     codes = {name: code for name, (code, _) in arrays.items()}
     assert codes.pop("self_attention.dense.weight") == "BF16"
     assert set(codes.values()) == {"F32"}

@@ -181,25 +181,32 @@ def test_full_disk(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+WORKED_OUT = ("bfloat16-packed", "int8", "int4")
+
+
 @pytest.mark.parametrize(
     ("source_dtype", "dtype"),
-    [("float32", "keep"), ("float32", "bfloat16"), ("bfloat16", "float32"), ("bfloat16", "keep")],
+    [
+        *(("float32", dtype) for dtype in ("keep", "bfloat16", *WORKED_OUT)),
+        *(("bfloat16", dtype) for dtype in ("keep", "float32", *WORKED_OUT)),
+    ],
 )
 def test_memory(tmp_path: Path, source_dtype: str, dtype: str) -> None:
-    """A matrix of 64 MB, and a head that is compared with it, pass through less than 50 MB."""
-    rows = 64_000_000 // 64 // (4 if source_dtype == "float32" else 2)
-    checkpoint = Checkpoint(hidden=64, blocks=1, dtype=source_dtype, config={"vocab_size": rows})
-    embeddings = np.broadcast_to(stored(np.ones(64, np.float32), source_dtype), (rows, 64))
+    """A matrix of 64 MB, and a head that is compared with it, pass through less than 50 MB; 70 MB,
+    where more is done to them than to round."""
+    rows = 64_000_000 // 256 // (4 if source_dtype == "float32" else 2)
+    checkpoint = Checkpoint(hidden=256, blocks=1, dtype=source_dtype, config={"vocab_size": rows})
+    embeddings = np.broadcast_to(stored(np.ones(256, np.float32), source_dtype), (rows, 256))
     checkpoint.tensors["word_embeddings.weight"] = embeddings
     checkpoint.tensors["lm_head.weight"] = embeddings
     source = checkpoint.write(tmp_path / "source")
     tracemalloc.start()
     try:
-        convert(source, tmp_path / "model", dtype)
+        convert(source, tmp_path / "model", dtype, head_dtype=dtype)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert peak < 50_000_000
+    assert peak < (70_000_000 if dtype in WORKED_OUT else 50_000_000)
     shutil.rmtree(tmp_path)  # pytest keeps the folders of its last runs
 
 
@@ -212,7 +219,7 @@ def test_one_conversion_at_a_time(tmp_path: Path) -> None:
             NumpyBloomError, match=r"another conversion is writing .*model\.partial"
         ):
             convert(source, tmp_path / "model")
-        writer.finish(source="first", dtype="float32")
+        writer.finish(source="first", dtype="float32", head_dtype="float32")
     assert read_manifest(tmp_path / "model")["source"] == "first"
 
 

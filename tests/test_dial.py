@@ -18,12 +18,13 @@ from dials import (
     least_memory,
     model_folder,
     settings,
+    share_pinned,
 )
 from threads import no_deadlock, open_files, thread_names
 
 import numpy_bloom
 from numpy_bloom.errors import NumpyBloomError
-from numpy_bloom.weights.dtypes import STORED
+from numpy_bloom.weights.formats import FORMATS
 
 
 @pytest.fixture(autouse=True)
@@ -38,8 +39,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return model_folder(tmp_path_factory.mktemp("dial"))
 
 
-@pytest.mark.parametrize("dtype", STORED)
-def test_the_same_bits_at_every_setting(tmp_path: Path, dtype: str) -> None:
+@pytest.mark.parametrize("dtype", FORMATS)
+def test_the_same_bits_at_every_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    in_many_pieces(monkeypatch, dtype)
     folder = model_folder(tmp_path, dtype)
     with numpy_bloom.load(folder, memory=EVERYTHING, threads=1) as model:
         expected = answer(model)
@@ -48,9 +52,8 @@ def test_the_same_bits_at_every_setting(tmp_path: Path, dtype: str) -> None:
         shares = set()
         for memory in settings(folder, threads):
             with numpy_bloom.load(folder, memory=memory, threads=threads) as model:
+                shares.add(share_pinned(model))
                 assert answer(model) == expected
-                stream = model.model.stream
-                shares.add(stream.bytes_pinned / stream.nbytes)
         assert min(shares) < 0.25
         assert max(shares) == 1
         assert len(shares) > 4
@@ -70,8 +73,18 @@ def test_tiles_do_not_depend_on_threads_or_memory(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_bytes_read(folder: Path, threads: int) -> None:
-    """Each pass reads what is not pinned, and one row of the embeddings for each token."""
+@pytest.mark.parametrize(
+    ("dtype", "at_least"),
+    # Of a block of 16 rows: 32 bfloat16 each; 12 bits each; 2 scales of 16 bits, 32 times 4 bits.
+    [("bfloat16", 64), ("int8", 32), ("bfloat16-packed", 16 * 48), ("int4", 16 * 20)],
+)
+def test_bytes_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, at_least: int, threads: int
+) -> None:
+    """Each pass reads what is not pinned, and of the embeddings for each token a row, or as many
+    rows as can be read at least."""
+    in_many_pieces(monkeypatch, dtype)
+    folder = model_folder(tmp_path, dtype)
     for memory in settings(folder, threads):
         with numpy_bloom.load(folder, memory=memory, threads=threads) as model:
             generation = model.generate(PROMPT, max_new_tokens=NEW)
@@ -81,11 +94,15 @@ def test_bytes_read(folder: Path, threads: int) -> None:
             assert stats.passes == NEW
             assert stats.weight_bytes_pinned == stream.bytes_pinned
             per_pass = stream.nbytes - stream.bytes_pinned
-            assert stats.weight_bytes_read == NEW * per_pass + rows * 2 * 32
+            assert stats.weight_bytes_read == NEW * per_pass + rows * at_least
 
 
-def test_tied_embeddings_are_looked_up_in_pinned_chunks(tmp_path: Path) -> None:
-    folder = model_folder(tmp_path)
+@pytest.mark.parametrize("dtype", FORMATS)
+def test_tied_embeddings_are_looked_up_in_pinned_chunks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    in_many_pieces(monkeypatch, dtype)
+    folder = model_folder(tmp_path, dtype)
     with numpy_bloom.load(folder, memory=EVERYTHING, threads=1) as model:
         untied = answer(model)
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -94,9 +111,9 @@ def test_tied_embeddings_are_looked_up_in_pinned_chunks(tmp_path: Path) -> None:
     answers = set()
     for memory in settings(folder, 2):
         with numpy_bloom.load(folder, memory=memory, threads=2) as model:
+            all_pinned = share_pinned(model) == 1
             answers.add(answer(model).logits)
-            stream = model.model.stream
-            assert (stream.bytes_read == 0) == (stream.bytes_pinned == stream.nbytes)
+            assert (model.model.stream.bytes_read == 0) == all_pinned
     assert len(answers) == 1
     assert untied.logits not in answers
 

@@ -15,7 +15,7 @@ from threads import open_files
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.weights import files
 from numpy_bloom.weights.files import DirectFiles, page_buffer
-from numpy_bloom.weights.folder import ALIGNMENT
+from numpy_bloom.weights.safetensors_file import ALIGNMENT
 from numpy_bloom.weights.team import Team
 
 SIZE = 7 * ALIGNMENT + 1234  # the last page is not whole

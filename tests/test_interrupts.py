@@ -24,8 +24,10 @@ import numpy_bloom
 from numpy_bloom.bloom import Bloom
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.weights import linear
+from numpy_bloom.weights.dtypes import Floats
 from numpy_bloom.weights.folder import block_file
-from numpy_bloom.weights.kernels import Product, product
+from numpy_bloom.weights.formats.base import Product
+from numpy_bloom.weights.formats.floating import BFloat16
 
 WEIGHTS = Path(linear.__file__).parent
 
@@ -87,8 +89,10 @@ class Faults:
             given = self.reads.count()
             return real(handle, buffers, offset) if given is None else int(given)
 
-        def counted(x: Any, dtype: str) -> Product:
-            multiply = product(x, dtype)
+        product = BFloat16.product
+
+        def counted(format: BFloat16, x: Floats) -> Product:
+            multiply = product(format, x)
 
             def multiply_counted(*args: Any) -> Any:
                 self.tiles.count()
@@ -97,7 +101,7 @@ class Faults:
             return multiply_counted
 
         monkeypatch.setattr(os, "preadv", preadv)
-        monkeypatch.setattr(linear, "product", counted)
+        monkeypatch.setattr(BFloat16, "product", counted)
         self.kinds: dict[str, tuple[Fault, Callable[[], Any]]] = {
             "input/output error": (self.reads, self._fail),
             "the file ends": (self.reads, lambda: 0),
@@ -237,7 +241,7 @@ class Interrupt:
         return self._line
 
 
-OURS = {str(path): safe_lines(path) for path in WEIGHTS.glob("*.py")}
+OURS = {str(path): safe_lines(path) for path in WEIGHTS.rglob("*.py")}
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -45,6 +45,12 @@ def test_every_stage_agrees(recorded: Recorded) -> None:
     assert first_divergence(ours, recorded.stages, TOLERANCE) is None
 
 
+def test_logits_of_a_text_agree(recorded: Recorded) -> None:
+    """Which are computed without a cache."""
+    logits = recorded.bloom(recorded.prompt)
+    assert deviation("logits", logits, recorded.stages["logits"]) <= TOLERANCE
+
+
 def test_slices_of_three_tokens_agree(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(passes, "SLICE_TOKENS", 3)
     ours = record_stages(recorded.model, recorded.prompt)
@@ -70,16 +76,22 @@ def test_packed_sequences_agree(recorded: Recorded) -> None:
     caches = [filled_cache(model, recorded.prompt[:old], 9) for old, _ in sequences]
     new = [np.array(recorded.prompt[old:end]) for old, end in sequences]
     expected = np.concatenate([reference[old:end] for old, end in sequences])
-    logits = model.run(new, caches, all_positions=True)
+    logits = model.run(new, caches, last=[len(ids) for ids in new])
     assert deviation("logits", logits, expected) <= TOLERANCE
     assert [cache.length for cache in caches] == [end for _, end in sequences]
 
 
-def test_only_the_last_position_meets_the_vocabulary(recorded: Recorded) -> None:
+@pytest.mark.parametrize(("last", "rows"), [(None, [-1, 3]), ([3, 2], [-3, -2, -1, 2, 3])])
+def test_only_the_last_positions_meet_the_vocabulary(
+    recorded: Recorded, last: list[int] | None, rows: list[int]
+) -> None:
+    """By default one of each sequence."""
     model, prompt = recorded.model, recorded.prompt
     logits = model.run(
-        [np.array(prompt), np.array(prompt[:4])], [new_cache(model, 20), new_cache(model, 4)]
+        [np.array(prompt), np.array(prompt[:4])],
+        [new_cache(model, 20), new_cache(model, 4)],
+        last=last,
     )
-    expected = recorded.stages["logits"][[len(prompt) - 1, 3]]
+    expected = recorded.stages["logits"][rows]
     assert logits.shape == expected.shape
     assert deviation("logits", logits, expected) <= TOLERANCE

@@ -32,7 +32,7 @@ def in_passes_and_packed(model: Model, ids: list[int]) -> list[float]:
     whole = run_in_passes(model, ids, [len(ids)])
     parts = run_in_passes(model, ids, [5, len(ids) - 5])
     caches = [filled_cache(model, ids[:old], capacity) for old, capacity in [(0, 6), (3, 20)]]
-    packed = model.run([np.array(ids[:6]), np.array(ids[3:5])], caches, all_positions=True)
+    packed = model.run([np.array(ids[:6]), np.array(ids[3:5])], caches, last=[6, 2])
     expected = np.concatenate([whole[:6], whole[3:5]])
     return [deviation("logits", parts, whole), deviation("logits", packed, expected)]
 

@@ -22,7 +22,8 @@ from threads import no_deadlock, open_files, thread_names
 
 import numpy_bloom
 from numpy_bloom.generation.sampling import SamplingOptions, draw, next_token_distribution
-from numpy_bloom.model.memory import LIVE_LOGITS, working_bytes
+from numpy_bloom.model.cache import KVCache
+from numpy_bloom.model.memory import LIVE_LOGITS
 
 
 @pytest.fixture(autouse=True)
@@ -93,6 +94,29 @@ def test_a_run_that_was_made_early_keeps_its_place(folder: Path) -> None:
         assert model.model.memory_for_all - model.model.stream.nbytes < needed
 
 
+def test_a_run_of_several_sequences(folder: Path) -> None:
+    """It has a cache of its own size for each, and is over when nobody holds any of them."""
+
+    def needed(model: numpy_bloom.Bloom) -> int:
+        model.generate(PROMPT[:2], max_new_tokens=1)
+        return model.model.memory_for_all - model.model.stream.nbytes
+
+    with numpy_bloom.load(folder, memory=EVERYTHING, threads=1) as model:
+        alone, config = needed(model), model.config
+        caches = model.model.prepare(cache_tokens=[60, 3, 7], pass_tokens=70, logit_rows=3)
+        assert [cache.capacity for cache in caches] == [60, 3, 7]
+        activations = model.model.working_bytes(70, 60, logit_rows=3)
+        # Two tokens of the other run have their place as well, but no activations at that time.
+        together = model.model.store.vector_bytes + KVCache.nbytes(config, 72) + activations
+        assert needed(model) == together
+        sequences = [np.array(PROMPT[:length]) for length in (40, 3, 7)]
+        assert model.model.run(sequences, caches).shape == (3, config.vocab_size)
+        del caches[1:]
+        assert needed(model) == together - KVCache.nbytes(config, 10)
+        caches.clear()
+        assert needed(model) == alone
+
+
 def test_a_forgotten_model_closes_itself(folder: Path) -> None:
     before = thread_names()
     for memory in (least_memory(folder, 2), EVERYTHING):
@@ -119,15 +143,32 @@ def test_a_pass_takes_no_more_than_is_estimated(
 ) -> None:
     with numpy_bloom.load(folder, threads=threads) as model:
         rows = tokens if all_positions else 1
-        cache = model.model.prepare(cache_tokens=tokens, pass_tokens=tokens, logit_rows=rows)
-        cache.append(0, *np.zeros((2, tokens, 4, 8), np.float32))  # its pages are there
+        caches = model.model.prepare(cache_tokens=[tokens], pass_tokens=tokens, logit_rows=rows)
         ids = np.arange(tokens) % model.config.vocab_size
         tracemalloc.start()
-        model.model.run([ids], [cache], all_positions=all_positions)
+        model.model.run([ids], caches, last=[rows])
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         objects = 100_000  # of Python: threads, tiles, jobs
-        assert peak <= working_bytes(model.config, tokens, tokens, rows, threads) + objects
+        assert peak <= model.model.working_bytes(tokens, tokens, logit_rows=rows) + objects
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("lengths", [[1], [400], [1, 200, 3, 196]])
+def test_a_pass_without_caches_takes_no_more_than_is_estimated(
+    folder: Path, lengths: list[int], threads: int
+) -> None:
+    """Keys and values of one block are among the activations."""
+    with numpy_bloom.load(folder, threads=threads) as model:
+        tokens = sum(lengths)
+        caches = model.model.prepare_one_pass(lengths=lengths, logit_rows=tokens)
+        sequences = [np.arange(length) % model.config.vocab_size for length in lengths]
+        tracemalloc.start()
+        model.model.run(sequences, caches, last=lengths)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        estimate = model.model.working_bytes(tokens, max(lengths), logit_rows=tokens)
+        assert peak <= estimate + 100_000  # objects of Python
 
 
 def test_choosing_a_token_takes_no_more_than_is_estimated() -> None:

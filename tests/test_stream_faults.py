@@ -19,6 +19,11 @@ def streamed(tmp_path: Path) -> Iterator[Streamed]:
         yield streamed
 
 
+def second_row(streamed: Streamed) -> Chunk:
+    array, row_bytes = streamed.chunks[0].array, 2 * streamed.chunks[0].array.shape[1]
+    return Chunk(array, range(1, 2), array.offset + row_bytes, row_bytes)
+
+
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("memory", [0, 40_000])
 def test_error_at_any_read(streamed: Streamed, memory: int, error: Exception) -> None:
@@ -96,7 +101,7 @@ def test_error_while_pinning(streamed: Streamed) -> None:
 
 def test_error_in_rows(streamed: Streamed) -> None:
     streamed.source.faults[-1] = NumpyBloomError("disk")
-    row = Chunk(streamed.chunks[0].array, 1, 2)
+    row = second_row(streamed)
     with pytest.raises(NumpyBloomError, match="disk"):
         streamed.stream.read(row, None)
     assert streamed.stream.bytes_read == 0
@@ -128,7 +133,7 @@ def test_closed(streamed: Streamed, memory: int) -> None:
     streamed.stream.close()
     streamed.stream.close()
     streamed.source.close()
-    row = Chunk(streamed.chunks[0].array, 1, 2)
+    row = second_row(streamed)
     for call in (
         lambda: streamed.stream.get(0),
         lambda: streamed.stream.read(row, None),

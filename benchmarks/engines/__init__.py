@@ -16,6 +16,15 @@ from numpy_bloom.weights.dtypes import Floats
 OURS = "numpy-bloom"
 
 
+SMALLER = {
+    "bfloat16-packed": "bfloat16-packed",
+    "int8": "int8",
+    "int8-head-bfloat16": "int8",
+    "int4": "int4",
+}
+"""Smaller copies of the model, and the `--dtype` of each; the first int8 has an int8 head."""
+
+
 class Engine(Protocol):
     """A model that holds one sequence."""
 
@@ -44,10 +53,16 @@ class Source:
     options: dict[str, str] = field(default_factory=dict)
     exact: bool = False
 
+    @property
+    def ours(self) -> bool:
+        """Whether it is this project: it has a memory dial, and reads past the page cache."""
+        return self.module == "ours"
+
 
 TORCH = ("torch", "transformers")
 ENGINES = {
-    OURS: Source("ours", "numpy-bloom", exact=True),
+    OURS: Source("ours", OURS, exact=True),
+    **{f"{OURS}-{dtype}": Source("ours", f"{OURS}-{dtype}") for dtype in SMALLER},
     "transformers-float32": Source("whole", "checkpoint", TORCH, {"dtype": "float32"}, exact=True),
     "transformers-bfloat16": Source("whole", "checkpoint", TORCH, {"dtype": "bfloat16"}),
     "transformers-float16": Source("whole", "checkpoint", TORCH, {"dtype": "float16"}),
@@ -69,9 +84,9 @@ def missing(name: str, prepared: Path) -> str | None:
 
 
 def open_engine(name: str, prepared: Path, threads: int, memory: str | None = None) -> Engine:
-    """Open an engine in this process. `memory` is for ours only."""
+    """Open an engine in this process. `memory` is for ours."""
     source = ENGINES[name]
-    options = source.options | ({"memory": memory} if memory and name == OURS else {})
+    options = source.options | ({"memory": memory} if memory and source.ours else {})
     module = import_module(f"engines.{source.module}")
     engine: Engine = module.open_engine(prepared / source.reads, threads, **options)
     return engine

@@ -17,14 +17,14 @@ class Ours:
 
     def reset(self, tokens: int) -> None:
         """Pin what fits, and make a cache."""
-        self._cache = None  # what the old one takes is free for the new one
-        self._cache = self._bloom.model.prepare(
-            cache_tokens=tokens, pass_tokens=tokens, logit_rows=1
+        self._caches = None  # what the old one takes is free for the new one
+        self._caches = self._bloom.model.prepare(
+            cache_tokens=[tokens], pass_tokens=tokens, logit_rows=1
         )
 
     def forward(self, token_ids: Sequence[int]) -> Floats:
         """One pass; logits (V,)."""
-        logits: Floats = self._bloom.model.run([np.array(token_ids)], [self._cache])[0]
+        logits: Floats = self._bloom.model.run([np.array(token_ids)], self._caches)[0]
         return logits
 
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from tokenizers import Tokenizer
 
-from numpy_bloom.errors import NumpyBloomError, check_whole
+from numpy_bloom.errors import check_whole
 from numpy_bloom.generation.sampling import SamplingOptions, draw, next_token_distribution
 from numpy_bloom.generation.text import TextStream
 from numpy_bloom.model.forward import TokenIds
-from numpy_bloom.model.model import Model
+from numpy_bloom.model.model import Model, check_finite
 from numpy_bloom.weights.budget import peak_memory_bytes
 from numpy_bloom.weights.dtypes import Floats
 
@@ -87,8 +87,8 @@ class Generation(Iterator[Token]):
         self._max_new_tokens = max_new_tokens
         tokens = len(prompt_token_ids)
         # The last new token is never fed back, so it needs no place in the cache.
-        self._cache = model.prepare(
-            cache_tokens=tokens + max_new_tokens - 1, pass_tokens=tokens, logit_rows=1
+        (self._cache,) = model.prepare(
+            cache_tokens=[tokens + max_new_tokens - 1], pass_tokens=tokens, logit_rows=1
         )
         self._new = prompt_token_ids  # what the next pass takes in
         self._seconds: list[float] = []  # of each pass
@@ -113,11 +113,7 @@ class Generation(Iterator[Token]):
         return Token(token_id, _logprob(logits, token_id), text)
 
     def _choose(self, logits: Floats) -> int:
-        if not np.isfinite(logits).all():
-            raise NumpyBloomError(
-                "the model's output is not finite; its weights may be damaged: "
-                "convert the checkpoint again"
-            )
+        check_finite(logits)
         ids = self.prompt_token_ids + self.token_ids
         return draw(next_token_distribution(logits, ids, self._sampling), self._random)
 

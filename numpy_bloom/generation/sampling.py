@@ -143,3 +143,27 @@ def draw(probabilities: Floats, random: np.random.Generator) -> int:
     # `random()` is below 1, so the point lies below the last sum and never on a token with none.
     point = random.random() * cumulative[-1]
     return int(np.searchsorted(cumulative, point, side="right"))
+
+
+def verify(
+    probabilities: Floats, guess: int, guessed_with: Floats | None, random: np.random.Generator
+) -> int:
+    """Draw an index with the given probabilities, the guess if that can be.
+
+    The guess is kept with the probability min(1, p / q), else one is drawn from max(p - q, 0): so
+    the result is distributed as if there had been no guess (Leviathan, Kalman and Matias 2023,
+    https://arxiv.org/abs/2211.17192; Chen et al. 2023, https://arxiv.org/abs/2302.01318).
+
+    Args:
+        probabilities: (V,) float32, p.
+        guess: the guessed index.
+        guessed_with: (V,) float32, the probabilities q with which it was drawn; None if it was
+            certain.
+    """
+    if guessed_with is None:
+        guessed_with = np.zeros_like(probabilities)
+        guessed_with[guess] = 1
+    if random.random() * guessed_with[guess] < probabilities[guess]:
+        return guess
+    rest = np.maximum(probabilities - guessed_with, 0)
+    return draw(rest if rest.any() else probabilities, random)

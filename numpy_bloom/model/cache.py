@@ -1,10 +1,32 @@
 """The key-value cache: what attention keeps of earlier tokens."""
 
+from typing import Protocol
+
 import numpy as np
 
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.model.config import BloomConfig
 from numpy_bloom.weights.dtypes import Floats
+
+
+class Cache(Protocol):
+    """What a pass asks of the cache of a sequence.
+
+    Attributes:
+        capacity: tokens whose keys and values it keeps when a pass is over.
+    """
+
+    capacity: int
+
+    def append(self, block: int, k: Floats, v: Floats) -> tuple[Floats, Floats]:
+        """Take in the keys and values (T, N, D) of new tokens in one block.
+
+        Returns:
+            All keys and all values of the block, (N, S, D) each.
+        """
+
+    def advance(self, tokens: int) -> None:
+        """So many tokens have been appended in every block: from now on they are of the past."""
 
 
 class KVCache:
@@ -49,3 +71,24 @@ class KVCache:
         keys[:, self.length : end] = k.swapaxes(0, 1)
         values[:, self.length : end] = v.swapaxes(0, 1)
         return keys[:, :end], values[:, :end]
+
+    def advance(self, tokens: int) -> None:
+        """The tokens that were appended are of the past."""
+        self.length += tokens
+
+
+class OnePassCache:
+    """For a sequence that begins and ends with one pass: nothing is kept of it.
+
+    A block needs the keys and values of that block only, and nobody comes back to it.
+    """
+
+    capacity = 0
+
+    def append(self, _block: int, k: Floats, v: Floats) -> tuple[Floats, Floats]:
+        """The keys and values of the whole sequence, (N, T, D) each."""
+        # In one piece by head: each slice of queries goes through all of them.
+        return np.ascontiguousarray(k.swapaxes(0, 1)), np.ascontiguousarray(v.swapaxes(0, 1))
+
+    def advance(self, tokens: int) -> None:
+        """Nothing comes after these tokens."""

@@ -1,8 +1,9 @@
 """What a pass needs in memory besides its weights: an upper estimate, made before it starts."""
 
+import math
+
 from numpy_bloom.model.config import BloomConfig
 from numpy_bloom.model.passes import SLICE_TOKENS
-from numpy_bloom.weights.kernels import scratch_bytes
 
 FLOATS_PER_HIDDEN = 13
 """Arrays of (T, H) that are alive at once, at the second MLP matrix: the block's input, the
@@ -20,20 +21,33 @@ LIVE_LOGITS = 14
 their order, sums and probabilities, of which some are twice as wide."""
 
 
-def working_bytes(
-    config: BloomConfig, tokens: int, cached: int, logit_rows: int, threads: int
-) -> int:
-    """Bytes of activations and scratch arrays.
+def pass_bytes(config: BloomConfig, tokens: int, longest: int, threads: int, scratch: int) -> int:
+    """Bytes of activations and scratch arrays, up to the last block.
 
     Args:
-        tokens: T, of the largest pass.
-        cached: S at its end.
-        logit_rows: rows of the logits of that pass.
+        tokens: T.
+        longest: S of the longest sequence.
         threads: how many compute.
+        scratch: bytes that each of them needs to multiply.
     """
     hidden = 4 * FLOATS_PER_HIDDEN * config.hidden_size * tokens
-    scores = LIVE_SCORES * config.num_attention_heads * cached
+    scores = LIVE_SCORES * config.num_attention_heads * longest
     wide = LIVE_WIDE * 4 * config.hidden_size
     slices = threads * 4 * min(SLICE_TOKENS, tokens) * max(scores, wide)
-    logits = 4 * config.vocab_size * (logit_rows + LIVE_LOGITS)
-    return hidden + slices + logits + threads * scratch_bytes(config.hidden_size, tokens)
+    return hidden + slices + threads * scratch
+
+
+def logit_bytes(config: BloomConfig, rows: int) -> int:
+    """Bytes of the logits of some rows, and of what comes while a token is chosen."""
+    return 4 * config.vocab_size * (rows + LIVE_LOGITS)
+
+
+def score_bytes(config: BloomConfig, rows: int, threads: int, tile_rows: int) -> int:
+    """Bytes of `log_probabilities`: logits of a tile in each thread, a float64 for every tile.
+
+    Args:
+        rows: that have a target.
+        threads: how many compute.
+        tile_rows: rows of a tile of the head.
+    """
+    return rows * (4 * threads * tile_rows + 8 * math.ceil(config.vocab_size / tile_rows))

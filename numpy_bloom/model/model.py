@@ -3,16 +3,23 @@
 import math
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.model.alibi import alibi_slopes
-from numpy_bloom.model.cache import KVCache
+from numpy_bloom.model.cache import Cache, KVCache, OnePassCache
 from numpy_bloom.model.config import BloomConfig
-from numpy_bloom.model.forward import TokenIds, embed, run_blocks, unembed
-from numpy_bloom.model.memory import working_bytes
+from numpy_bloom.model.forward import (
+    TokenIds,
+    embed,
+    log_probabilities,
+    run_blocks,
+    unembed,
+)
+from numpy_bloom.model.memory import logit_bytes, pass_bytes, score_bytes
 from numpy_bloom.model.parameters import bloom_parameters
 from numpy_bloom.model.passes import Pass, Tap, no_tap
 from numpy_bloom.weights.dtypes import Floats
@@ -41,54 +48,127 @@ class Model:
         self.parameters = bloom_parameters(store, config)
         self.memory = memory
         self.memory_for_all = 0
-        # The runs that are not over: the cache of each, and what its largest pass needs.
-        self._runs: weakref.WeakKeyDictionary[KVCache, int] = weakref.WeakKeyDictionary()
+        # The runs that are not over: the caches of each, and what its largest pass needs.
+        self._runs: weakref.WeakKeyDictionary[Cache, int] = weakref.WeakKeyDictionary()
         self._one_at_a_time = threading.Lock()
         self.close = weakref.finalize(self, store.close)
 
-    def prepare(self, *, cache_tokens: int, pass_tokens: int, logit_rows: int) -> KVCache:
-        """Make room for a run of one sequence: pin as many weights as fit beside all else.
+    def prepare(
+        self, *, cache_tokens: Sequence[int], pass_tokens: int, logit_rows: int
+    ) -> list[KVCache]:
+        """Make room for a run of many passes: pin as many weights as fit beside all else.
 
         Args:
-            cache_tokens: tokens that its cache is to hold.
-            pass_tokens: T of its largest pass.
+            cache_tokens: for each sequence the tokens that its cache is to hold.
+            pass_tokens: T of the largest pass.
             logit_rows: rows of logits of that pass.
 
         Returns:
-            The empty cache. The run is over when nobody holds it any more.
+            For each sequence its empty cache. The run is over when nobody holds any of them.
 
         Raises:
             NumpyBloomError: the run does not fit; the message tells the least that it needs.
         """
-        config, store, stream = self.config, self.store, self.stream
-        threads = store.team.threads
-        working = working_bytes(config, pass_tokens, cache_tokens, logit_rows, threads)
+        working = self.working_bytes(pass_tokens, max(cache_tokens), logit_rows=logit_rows)
         with self._one_at_a_time:
-            runs = dict(self._runs)
-            cached = cache_tokens + sum(cache.capacity for cache in runs)
-            held = KVCache.nbytes(config, cached)
-            needed = store.vector_bytes + held + max(working, *runs.values(), 0)
-            least = needed + min(stream.nbytes, stream.buffer_bytes)
-            if self.memory < least:
-                raise NumpyBloomError(
-                    f"this run needs at least {_megabytes(least)} of memory, "
-                    f"{_megabytes(self.memory)} may be used: keys and values of {cached} tokens "
-                    f"take {_megabytes(held)}, activations {_megabytes(working)}; give more "
-                    "memory, or fewer tokens"
-                )
-            self.memory_for_all = needed + stream.nbytes
-            streamed = self.memory_for_all > self.memory
-            stream.pin(self.memory - needed - (stream.buffer_bytes if streamed else 0))
-            cache = KVCache(config, cache_tokens)
-            self._runs[cache] = working
-        return cache
+            self._make_room(sum(cache_tokens), working)
+            caches = [KVCache(self.config, tokens) for tokens in cache_tokens]
+            self._runs.update(dict.fromkeys(caches, working))
+        return caches
+
+    def prepare_one_pass(
+        self, *, lengths: Sequence[int], logit_rows: int = 0, target_rows: int = 0
+    ) -> list[OnePassCache]:
+        """Make room for a pass that sequences begin and end with, or for many such passes.
+
+        Args:
+            lengths: for each sequence of the largest pass its tokens.
+            logit_rows: rows of logits of that pass, if it is for `run`.
+            target_rows: targets of that pass, if it is for `score`.
+
+        Returns:
+            For each sequence what stands in place of a cache. The run is over when nobody holds any
+            of them.
+
+        Raises:
+            NumpyBloomError: the pass does not fit; the message tells the least that it needs.
+        """
+        working = self.working_bytes(
+            sum(lengths), max(lengths), logit_rows=logit_rows, target_rows=target_rows
+        )
+        with self._one_at_a_time:
+            self._make_room(0, working)
+            caches = [OnePassCache() for _ in lengths]
+            self._runs.update(dict.fromkeys(caches, working))
+        return caches
+
+    def working_bytes(
+        self, tokens: int, longest: int, *, logit_rows: int = 0, target_rows: int = 0
+    ) -> int:
+        """What a pass takes beside weights and caches, at most.
+
+        Args:
+            tokens: T.
+            longest: S of the longest sequence at its end.
+            logit_rows: rows of logits, of `run`.
+            target_rows: targets, of `score`.
+        """
+        config, threads = self.config, self.store.team.threads
+        nbytes = pass_bytes(config, tokens, longest, threads, self.store.scratch_bytes(tokens))
+        if logit_rows:
+            nbytes += logit_bytes(config, logit_rows)
+        if target_rows:
+            tile_rows = self.parameters.lm_head.format.tile_rows
+            nbytes += score_bytes(config, target_rows, threads, tile_rows)
+        return nbytes
+
+    def has_room(self, *, cache_tokens: Sequence[int], pass_tokens: int, logit_rows: int) -> bool:
+        """Whether `prepare` would succeed and, if all weights are in memory, leave them there."""
+        working = self.working_bytes(pass_tokens, max(cache_tokens), logit_rows=logit_rows)
+        needed = self._needed(sum(cache_tokens), working)
+        resident = self.stream.bytes_pinned == self.stream.nbytes
+        return needed + self._least_weights(resident=resident) <= self.memory
+
+    def _needed(self, cache_tokens: int, working: int) -> int:
+        """Bytes of all but weights, with the runs that are not over and a new one."""
+        runs = dict(self._runs)
+        cached = cache_tokens + sum(cache.capacity for cache in runs)
+        held = KVCache.nbytes(self.config, cached)
+        return self.store.vector_bytes + held + max(working, *runs.values(), 0)
+
+    def _least_weights(self, *, resident: bool) -> int:
+        """Bytes that weights take at least: all there are, or the buffers they pass through."""
+        stream = self.stream
+        return stream.nbytes if resident else min(stream.nbytes, stream.buffer_bytes)
+
+    def _make_room(self, cache_tokens: int, working: int) -> None:
+        """Pin as many weights as fit beside the runs that are not over and a new one.
+
+        Args:
+            cache_tokens: that its caches are to hold together.
+            working: bytes that its largest pass needs.
+        """
+        stream = self.stream
+        needed = self._needed(cache_tokens, working)
+        least = needed + self._least_weights(resident=False)
+        if self.memory < least:
+            held = sum(cache.capacity for cache in dict(self._runs)) + cache_tokens
+            raise NumpyBloomError(
+                f"this run needs at least {_megabytes(least)} of memory, "
+                f"{_megabytes(self.memory)} may be used: keys and values of {held} tokens take "
+                f"{_megabytes(KVCache.nbytes(self.config, held))}, activations "
+                f"{_megabytes(working)}; give more memory, or fewer tokens"
+            )
+        self.memory_for_all = needed + stream.nbytes
+        streamed = self.memory_for_all > self.memory
+        stream.pin(self.memory - needed - (stream.buffer_bytes if streamed else 0))
 
     def run(
         self,
         sequences: Sequence[TokenIds],
-        caches: Sequence[KVCache],
+        caches: Sequence[Cache],
         *,
-        all_positions: bool = False,
+        last: Sequence[int] | None = None,
         tap: Tap = no_tap,
     ) -> Floats:
         """One pass: new tokens of some sequences in, logits out, caches grown.
@@ -96,16 +176,59 @@ class Model:
         Args:
             sequences: for each sequence the ids of its new tokens, 1-D int64, not empty.
             caches: for each sequence its cache, which holds the tokens before them.
-            all_positions: whether every token meets the vocabulary or only the last of each
-                sequence.
+            last: for each sequence how many of its last new tokens meet the vocabulary. Default:
+                one.
             tap: sees every stage.
 
         Returns:
-            Logits (B, V), or (T, V) for all positions, float32.
+            Logits float32, a row for each token that meets the vocabulary: (B, V) by default.
 
         Raises:
             NumpyBloomError: weights cannot be read, or a cache is full.
         """
+
+        def head(x: Floats, p: Pass) -> Floats:
+            return unembed(x, self.parameters, p)
+
+        return self._run(
+            sequences, caches, [1] * len(sequences) if last is None else last, head, tap
+        )
+
+    def score(
+        self,
+        sequences: Sequence[TokenIds],
+        caches: Sequence[Cache],
+        targets: Sequence[TokenIds],
+    ) -> Floats:
+        """One pass: new tokens of some sequences in, log-probabilities of what follows them out.
+
+        Args:
+            sequences, caches: as in `run`.
+            targets: for each sequence the ids of the tokens after its last new ones, 1-D int64, at
+                most as many as there are new ones: the last target follows the last new token.
+
+        Returns:
+            Natural logarithms of the targets' probabilities, float32, in one array.
+
+        Raises:
+            NumpyBloomError: weights cannot be read, or a cache is full.
+        """
+
+        def head(x: Floats, p: Pass) -> Floats:
+            return log_probabilities(x, np.concatenate(targets), self.parameters, p)
+
+        return self._run(sequences, caches, [len(ids) for ids in targets], head)
+
+    def _run(
+        self,
+        sequences: Sequence[TokenIds],
+        caches: Sequence[Cache],
+        last: Sequence[int],
+        head: Callable[[Floats, Pass], Floats],
+        tap: Tap = no_tap,
+    ) -> Floats:
+        """One pass; what `head` makes of the output of the last block for each sequence's last
+        tokens."""
         lengths = [len(ids) for ids in sequences]
         slopes = alibi_slopes(self.config.num_attention_heads)
         p = Pass(self.config, lengths, caches, slopes, self.store.team, tap)
@@ -117,11 +240,33 @@ class Model:
             np.errstate(invalid="ignore", over="ignore"),
         ):
             x = run_blocks(embed(np.concatenate(sequences), w, p), range(len(w.blocks)), w, p)
-            if not all_positions:
-                x = x[np.cumsum(lengths) - 1]  # (B, H)
-            logits = unembed(x, w, p)
+            x = x[_last_rows(lengths, last)]
+            result = head(x, p)
             p.advance()
-        return logits
+        return result
+
+
+def _last_rows(lengths: Sequence[int], last: Sequence[int]) -> npt.NDArray[np.int64]:
+    """Places, among the T tokens of a pass, of the last tokens of each sequence."""
+    ends = np.cumsum(lengths)
+    rows = zip(ends, lengths, last, strict=True)
+    assert all(0 < count <= length for _, length, count in rows)
+    return np.concatenate(
+        [np.arange(end - count, end) for end, count in zip(ends, last, strict=True)]
+    )
+
+
+def check_finite(output: Floats) -> None:
+    """Check what a pass computed.
+
+    Raises:
+        NumpyBloomError: NaN or inf is among it.
+    """
+    if not np.isfinite(output).all():
+        raise NumpyBloomError(
+            "the model's output is not finite; its weights may be damaged: "
+            "convert the checkpoint again"
+        )
 
 
 def _megabytes(nbytes: int) -> str:

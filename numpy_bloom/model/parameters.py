@@ -79,7 +79,7 @@ def bloom_parameters(store: WeightStore, config: BloomConfig) -> Bloom:
         )
 
     word_embeddings = store.matrix(EMBEDDINGS, "word_embeddings.weight")
-    untied = LM_HEAD in store.folder.arrays
+    untied = LM_HEAD in store.folder.matrices
     return Bloom(
         word_embeddings,
         layer_norm(EMBEDDINGS, "word_embeddings_layernorm"),

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
-from numpy_bloom.model.cache import KVCache
+from numpy_bloom.model.cache import Cache
 from numpy_bloom.model.config import BloomConfig
 from numpy_bloom.weights.dtypes import Floats
 from numpy_bloom.weights.team import Team
@@ -55,7 +55,7 @@ class Pass:
 
     config: BloomConfig
     lengths: Sequence[int]
-    caches: Sequence[KVCache]
+    caches: Sequence[Cache]
     slopes: Floats
     team: Team
     onlooker: Tap = no_tap
@@ -95,7 +95,7 @@ class Pass:
     def advance(self) -> None:
         """All blocks have appended: from now on the tokens of this pass are of the past."""
         for length, cache in zip(self.lengths, self.caches, strict=True):
-            cache.length += length
+            cache.advance(length)
 
     def for_each(self, parts: Sequence[Part], work: Callable[[Part], object]) -> None:
         """Work on every part: in order if somebody looks on, else on all cores at once."""

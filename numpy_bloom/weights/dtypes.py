@@ -1,4 +1,4 @@
-"""The types in which weights are stored, and the way to float32 and back.
+"""The types in which numbers are stored, and the way of the floating ones to float32 and back.
 
 NumPy has no bfloat16, so its values travel as their 16 bits (`uint16`); a dtype is therefore
 always a name of `STORED`, never a NumPy dtype alone. Little-endian throughout, as safetensors is.
@@ -17,10 +17,25 @@ STORED: dict[str, np.dtype[Any]] = {
     "float32": np.dtype("<f4"),
     "float16": np.dtype("<f2"),
     "bfloat16": np.dtype("<u2"),
+    "int8": np.dtype("i1"),
+    "uint8": np.dtype("u1"),
+    "uint16": np.dtype("<u2"),
+    "uint64": np.dtype("<u8"),
 }
 """How each dtype lies in memory and on disk."""
 
-SAFETENSORS_CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+FLOATING = ("float32", "float16", "bfloat16")
+"""The dtypes that a checkpoint's tensors may have; the others are parts of our own formats."""
+
+SAFETENSORS_CODES = {
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int8": "I8",
+    "uint8": "U8",
+    "uint16": "U16",
+    "uint64": "U64",
+}
 """Their names in a safetensors header."""
 
 
@@ -29,7 +44,7 @@ def widen(stored: Stored, dtype: str) -> Floats:
 
     Args:
         stored: array of any shape, of NumPy type `STORED[dtype]`.
-        dtype: a name of `STORED`.
+        dtype: a name of `FLOATING`.
 
     Returns:
         A new float32 array of the same shape (the same array if it is float32 already).
@@ -48,7 +63,7 @@ def narrow(values: Floats, dtype: str) -> Stored:
 
     Args:
         values: float32 array of any shape. NaN stays NaN; what is too large becomes inf.
-        dtype: a name of `STORED`.
+        dtype: a name of `FLOATING`.
     """
     if dtype == "bfloat16":
         bits = values.view(np.uint32)
@@ -59,7 +74,7 @@ def narrow(values: Floats, dtype: str) -> Stored:
 
 
 def all_finite(stored: Stored, dtype: str) -> bool:
-    """Whether no value is NaN or infinite (both have all exponent bits set)."""
+    """Whether no value of a floating type is NaN or infinite (both have all exponent bits set)."""
     if dtype == "bfloat16":
         return not bool(np.any((stored.view(np.uint16) & 0x7F80) == 0x7F80))
     return bool(np.isfinite(stored).all())

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from numpy_bloom.errors import NumpyBloomError
-from numpy_bloom.weights.folder import ALIGNMENT
+from numpy_bloom.weights.safetensors_file import ALIGNMENT
 
 O_DIRECT = getattr(os, "O_DIRECT", 0)
 

@@ -1,29 +1,24 @@
-"""The folder of a converted model: which files it has, what is in them, and how to read them.
+"""The folder of a converted model: which files it has, and what is in them.
 
-Every array file is plain safetensors (https://huggingface.co/docs/safetensors), with the array
-names of the Hugging Face checkpoint. docs/format.md describes the format for other tools.
+docs/format.md describes the format for other tools.
 """
 
 import json
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from safetensors import SafetensorError, safe_open
-
 from numpy_bloom.errors import NumpyBloomError
-from numpy_bloom.weights.dtypes import SAFETENSORS_CODES, STORED, Stored
+from numpy_bloom.weights.dtypes import FLOATING
+from numpy_bloom.weights.formats import BY_STORED_DTYPE, Format
+from numpy_bloom.weights.safetensors_file import StoredArray, read_header
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 EMBEDDINGS = "embeddings.safetensors"
 FINAL_LAYERNORM = "final_layernorm.safetensors"
 LM_HEAD = "lm_head.safetensors"
-ALIGNMENT = 4096
-"""Array data begins at a multiple of this many bytes, so that direct reads need no detour."""
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -91,81 +86,6 @@ def head_file(hidden_size: int, vocab_size: int) -> ArrayFile:
     return ArrayFile(LM_HEAD, "", {"lm_head.weight": (vocab_size, hidden_size)})
 
 
-@dataclass(frozen=True)
-class StoredArray:
-    """Where one array lies: `nbytes` bytes of `path` from `offset`, row-major, of type `dtype`."""
-
-    path: Path
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * STORED[self.dtype].itemsize
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one row along the first axis."""
-        return math.prod(self.shape[1:]) * STORED[self.dtype].itemsize
-
-    def __str__(self) -> str:
-        return f"'{self.name}' in {self.path}"
-
-
-def read_header(path: Path) -> dict[str, StoredArray]:
-    """The arrays of a safetensors file by name, in the order in which they lie in it.
-
-    Raises:
-        NumpyBloomError: the file is missing, truncated or no safetensors file (the safetensors
-            library checks the header), or it holds a type that is not in `STORED`.
-    """
-    dtypes = {code: dtype for dtype, code in SAFETENSORS_CODES.items()}
-    arrays = {}
-    try:
-        offset = _data_start(path)
-        with safe_open(path, framework="numpy") as file:
-            for name in file.offset_keys():
-                code = file.get_slice(name).get_dtype()
-                if code not in dtypes:
-                    raise NumpyBloomError(
-                        f"'{name}' in {path} has type {code}; expected one of {', '.join(dtypes)}"
-                    )
-                shape = tuple(file.get_slice(name).get_shape())
-                arrays[name] = StoredArray(path, name, dtypes[code], shape, offset)
-                offset += arrays[name].nbytes
-    except (OSError, SafetensorError) as error:
-        raise NumpyBloomError(f"cannot read {path}: {error}") from error
-    return arrays
-
-
-def _data_start(path: Path) -> int:
-    """Offset of the first array: eight bytes tell the length of the header that they precede."""
-    with path.open("rb") as file:
-        return 8 + int.from_bytes(file.read(8), "little")
-
-
-def header_bytes(arrays: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:
-    """The beginning of a safetensors file whose arrays (name: dtype, shape) follow in this order.
-
-    Padded with spaces, as the format allows, so that the data begins at a multiple of `ALIGNMENT`.
-    """
-    header: dict[str, Any] = {}
-    end = 0
-    for name, (dtype, shape) in arrays.items():
-        begin, end = end, end + math.prod(shape) * STORED[dtype].itemsize
-        offsets = [begin, end]
-        header[name] = {
-            "dtype": SAFETENSORS_CODES[dtype],
-            "shape": list(shape),
-            "data_offsets": offsets,
-        }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-(8 + len(text)) % ALIGNMENT)
-    return len(text).to_bytes(8, "little") + text
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file that must hold an object.
 
@@ -182,7 +102,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def check_shapes(found: Shapes, expected: Shapes, path: Path) -> None:
-    """Compare the arrays that `path` holds with those it must hold.
+    """Compare the arrays that `path` holds with those it must hold; a size of -1 stands for any.
 
     Raises:
         NumpyBloomError: names what is missing, unknown or of another shape.
@@ -192,7 +112,7 @@ def check_shapes(found: Shapes, expected: Shapes, path: Path) -> None:
     problems += [
         f"'{name}' has shape {found[name]}, expected {shape}"
         for name, shape in expected.items()
-        if name in found and found[name] != shape
+        if name in found and found[name] != shape and (shape != (-1,) or len(found[name]) != 1)
     ]
     if problems:
         raise NumpyBloomError(f"{path}: {_listing(problems)}")
@@ -206,17 +126,36 @@ def _listing(items: Iterable[str], most: int = 5) -> str:
 
 
 @dataclass(frozen=True)
+class StoredMatrix:
+    """A matrix in a file.
+
+    Attributes:
+        format: how it is stored.
+        shape: (outputs, inputs).
+        array: where its numbers lie.
+        beside: the small arrays that its format needs, by suffix.
+    """
+
+    format: type[Format]
+    shape: tuple[int, ...]
+    array: StoredArray
+    beside: dict[str, StoredArray]
+
+
+@dataclass(frozen=True)
 class Folder:
     """An opened converted model: the place of each array, checked against the config's sizes.
 
     Attributes:
         path: the folder.
-        arrays: for each file of `model_files` (and `LM_HEAD`, if the head is untied) its arrays.
+        vectors, matrices: for each file of `model_files` (and `LM_HEAD`, if the head is untied),
+            what it holds by name.
         manifest: the parsed manifest.json.
     """
 
     path: Path
-    arrays: dict[str, dict[str, StoredArray]]
+    vectors: dict[str, dict[str, StoredArray]]
+    matrices: dict[str, dict[str, StoredMatrix]]
     manifest: dict[str, Any]
 
     @classmethod
@@ -230,13 +169,44 @@ class Folder:
         files = model_files(blocks, hidden_size, vocab_size)
         if LM_HEAD in manifest["files"]:
             files.append(head_file(hidden_size, vocab_size))
-        arrays = {}
+        folder = cls(path, {}, {}, manifest)
         for file in files:
             _check_size(path / file.name, manifest)
-            arrays[file.name] = read_header(path / file.name)
-            shapes = {name: array.shape for name, array in arrays[file.name].items()}
-            check_shapes(shapes, file.shapes, path / file.name)
-        return cls(path, arrays, manifest)
+            folder._add(file)
+        return folder
+
+    def _add(self, file: ArrayFile) -> None:
+        """Read and check one file's header."""
+        path = self.path / file.name
+        found = read_header(path)
+        expected: dict[str, tuple[Collection[str], tuple[int, ...]]] = {}
+        formats: dict[str, type[Format]] = {}
+        for name, shape in file.shapes.items():
+            if len(shape) == 1 or name not in found or found[name].dtype not in BY_STORED_DTYPE:
+                expected[name] = FLOATING, shape
+            else:
+                formats[name] = BY_STORED_DTYPE[found[name].dtype]
+                for suffix, (dtype, part) in formats[name].arrays(shape).items():
+                    expected[name + suffix] = [dtype], part
+        shapes = {name: shape for name, (_, shape) in expected.items()}
+        check_shapes({name: array.shape for name, array in found.items()}, shapes, path)
+        for name, (dtypes, _) in expected.items():
+            if found[name].dtype not in dtypes:
+                raise NumpyBloomError(
+                    f"{found[name]} has type {found[name].dtype}, expected {' or '.join(dtypes)}"
+                )
+        self.vectors[file.name] = {
+            name: found[name] for name, shape in file.shapes.items() if len(shape) == 1
+        }
+        self.matrices[file.name] = {
+            name: StoredMatrix(
+                format,
+                file.shapes[name],
+                found[name],
+                {suffix: found[name + suffix] for suffix in format.arrays((1, 1)) if suffix},
+            )
+            for name, format in formats.items()
+        }
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -278,20 +248,3 @@ def _check_size(file: Path, manifest: Mapping[str, Any]) -> None:
     if size != entry["size"]:
         found = "is missing" if size is None else f"has {size:,} bytes, expected {entry['size']:,}"
         raise NumpyBloomError(f"{file} {found}; convert the checkpoint again")
-
-
-def read_stored(array: StoredArray) -> Stored:
-    """Read a small array whole, in its stored type.
-
-    Raises:
-        NumpyBloomError: the file cannot be read or is shorter than its header says.
-    """
-    try:
-        values = np.fromfile(
-            array.path, STORED[array.dtype], count=math.prod(array.shape), offset=array.offset
-        )
-    except OSError as error:
-        raise NumpyBloomError(f"cannot read {array}: {error}") from error
-    if values.size != math.prod(array.shape):
-        raise NumpyBloomError(f"{array} is truncated; convert the checkpoint again")
-    return values.reshape(array.shape)

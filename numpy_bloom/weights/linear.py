@@ -1,11 +1,15 @@
-"""The two things the model does with a big matrix: multiply by it, and look up its rows."""
+"""What the model does with a big matrix: multiply by it, at once or by tiles, and look up rows."""
+
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 
 from numpy_bloom.weights.dtypes import Floats
-from numpy_bloom.weights.kernels import product
 from numpy_bloom.weights.store import Matrix, Tile
+
+Multiply = Callable[[Floats], None]
+"""Writes the product of x with one tile into an array (T, rows) float32."""
 
 
 def linear(x: Floats, weight: Matrix) -> Floats:
@@ -22,19 +26,39 @@ def linear(x: Floats, weight: Matrix) -> Floats:
         NumpyBloomError: the weights cannot be read.
     """
     y = np.empty((len(x), weight.shape[0]), dtype=np.float32)
-    multiply = product(x, weight.dtype)
 
-    def work(tile: Tile) -> None:
+    def work(rows: slice, multiply: Multiply) -> None:
+        multiply(y[:, rows])
+
+    for_each_tile(x, weight, work)
+    return y
+
+
+def for_each_tile(x: Floats, weight: Matrix, work: Callable[[slice, Multiply], object]) -> None:
+    """Multiply x by some rows of W at a time, for results that need not be there all at once.
+
+    Args:
+        x: (T, inputs) float32.
+        weight: (outputs, inputs), of any stored type.
+        work: called once for each tile, from several threads and in no fixed order, with the rows
+            of W that form the tile and a function that writes x · W[rows]ᵀ where it is told to.
+            Which rows form a tile depends on the matrix alone.
+
+    Raises:
+        NumpyBloomError: the weights cannot be read.
+    """
+    multiply = weight.format.product(x)
+
+    def work_on(tile: Tile) -> None:
         try:
-            multiply(tile.stored, y[:, tile.rows])
+            work(tile.rows, lambda out: multiply(tile.stored, out))
         finally:
             tile.done()
 
     try:
-        weight.team.run(work, weight.tiles())
+        weight.team.run(work_on, weight.tiles())
     finally:
         weight.release()
-    return y
 
 
 def lookup(weight: Matrix, ids: npt.NDArray[np.int64]) -> Floats:

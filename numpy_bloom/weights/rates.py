@@ -10,7 +10,7 @@ from itertools import repeat
 import numpy as np
 
 from numpy_bloom.weights.files import DirectFiles, page_buffer
-from numpy_bloom.weights.folder import StoredArray
+from numpy_bloom.weights.safetensors_file import StoredArray
 from numpy_bloom.weights.stream import READERS
 from numpy_bloom.weights.team import Team
 

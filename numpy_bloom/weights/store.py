@@ -1,7 +1,7 @@
 """An opened model folder as the model sees it: vectors at once, matrices when their turn comes."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -9,10 +9,12 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from numpy_bloom.errors import NumpyBloomError
-from numpy_bloom.weights.dtypes import STORED, Floats, Stored, all_finite, widen
+from numpy_bloom.weights import formats
+from numpy_bloom.weights.dtypes import FLOATING, Floats, Stored, all_finite, widen
 from numpy_bloom.weights.files import DirectFiles
-from numpy_bloom.weights.folder import EMBEDDINGS, LM_HEAD, Folder, StoredArray, read_stored
-from numpy_bloom.weights.kernels import tile_rows
+from numpy_bloom.weights.folder import EMBEDDINGS, LM_HEAD, Folder, StoredMatrix
+from numpy_bloom.weights.formats import Format
+from numpy_bloom.weights.safetensors_file import StoredArray, read_stored
 from numpy_bloom.weights.stream import Chunk, Stream
 from numpy_bloom.weights.team import Team
 
@@ -30,7 +32,7 @@ class WeightStore:
     Attributes:
         stream: the chunks of all matrices that a pass multiplies by.
         team: the threads.
-        vector_bytes: of small arrays, as float32, that were read.
+        vector_bytes: of small arrays that were read.
     """
 
     def __init__(self, folder: Folder, threads: int) -> None:
@@ -39,13 +41,26 @@ class WeightStore:
         self.vector_bytes = 0
         self._files = DirectFiles()
         self._blas = ThreadpoolController()
-        self._matrices: dict[StoredArray, range] = {}  # their chunks' numbers
+        self._matrices: dict[StoredArray, Matrix] = {}
         chunks: list[Chunk] = []
-        for array in _pass_order(folder):
-            pieces = _chunks(array)
-            self._matrices[array] = range(len(chunks), len(chunks) + len(pieces))
+        for stored in _pass_order(folder):
+            format = self._format(stored)
+            pieces = _chunks(stored.array, format)
+            numbers = range(len(chunks), len(chunks) + len(pieces))
+            self._matrices[stored.array] = Matrix(stored.array, format, numbers, self)
             chunks += pieces
         self.stream = Stream(chunks, self._files)
+
+    def _format(self, stored: StoredMatrix) -> Format:
+        beside = {suffix: self._read_small(array) for suffix, array in stored.beside.items()}
+        self.vector_bytes += sum(values.nbytes for values in beside.values())
+        return stored.format(stored.shape, beside)
+
+    def _read_small(self, array: StoredArray) -> Stored:
+        values = read_stored(array)
+        if array.dtype in FLOATING and not all_finite(values, array.dtype):
+            raise NumpyBloomError(f"{array} holds NaN or inf; convert the checkpoint again")
+        return values
 
     def vector(self, file: str, name: str) -> Floats:
         """Read a small array as float32.
@@ -53,17 +68,21 @@ class WeightStore:
         Raises:
             NumpyBloomError: it cannot be read, or holds NaN or inf.
         """
-        array = self.folder.arrays[file][name]
-        values = read_stored(array)
-        if not all_finite(values, array.dtype):
-            raise NumpyBloomError(f"{array} holds NaN or inf; convert the checkpoint again")
-        self.vector_bytes += 4 * values.size
-        return widen(values, array.dtype)
+        array = self.folder.vectors[file][name]
+        values = widen(self._read_small(array), array.dtype)
+        self.vector_bytes += values.nbytes
+        return values
 
     def matrix(self, file: str, name: str) -> "Matrix":
         """A handle on a big array."""
-        array = self.folder.arrays[file][name]
-        return Matrix(array, self._matrices.get(array, range(0)), self)
+        stored = self.folder.matrices[file][name]
+        if stored.array not in self._matrices:  # an untied embedding is multiplied by nothing
+            return Matrix(stored.array, self._format(stored), range(0), self)
+        return self._matrices[stored.array]
+
+    def scratch_bytes(self, tokens: int) -> int:
+        """Memory that one thread needs to multiply so many tokens by any of the matrices."""
+        return max(matrix.format.scratch_bytes(tokens) for matrix in self._matrices.values())
 
     def computing(self) -> AbstractContextManager[Any]:
         """Within it BLAS uses one thread, so that the team's threads do not get in its way."""
@@ -77,20 +96,26 @@ class WeightStore:
         self._files.close()
 
 
-def _pass_order(folder: Folder) -> list[StoredArray]:
+def _pass_order(folder: Folder) -> list[StoredMatrix]:
     """The matrices that a pass multiplies by, in order: the blocks', then the head."""
-    head = LM_HEAD if LM_HEAD in folder.arrays else EMBEDDINGS
-    files = [file for file in folder.arrays if file not in (EMBEDDINGS, LM_HEAD)]
-    arrays = [array for file in [*files, head] for array in folder.arrays[file].values()]
-    return [array for array in arrays if len(array.shape) > 1]
+    head = LM_HEAD if LM_HEAD in folder.matrices else EMBEDDINGS
+    files = [file for file in folder.matrices if file not in (EMBEDDINGS, LM_HEAD)]
+    return [matrix for file in [*files, head] for matrix in folder.matrices[file].values()]
 
 
-def _chunks(array: StoredArray) -> list[Chunk]:
+def _chunks(array: StoredArray, format: Format) -> list[Chunk]:
     """Cut a matrix into chunks of whole tiles."""
-    rows, columns = array.shape
-    tile = tile_rows(columns)
-    step = max(1, CHUNK_BYTES // (tile * array.row_bytes)) * tile
-    return [Chunk(array, start, min(start + step, rows)) for start in range(0, rows, step)]
+    rows, columns = format.shape
+    tile = format.tile_rows
+    step = max(1, CHUNK_BYTES // format.nbytes(tile, columns)) * tile
+    starts = range(0, rows, step)
+    return [_chunk(array, format, range(start, min(start + step, rows))) for start in starts]
+
+
+def _chunk(array: StoredArray, format: Format, rows: range) -> Chunk:
+    columns = format.shape[1]
+    begin, end = format.nbytes(rows.start, columns), format.nbytes(rows.stop, columns)
+    return Chunk(array, rows, array.offset + begin, end - begin)
 
 
 class Tile:
@@ -98,13 +123,20 @@ class Tile:
 
     Attributes:
         rows: which ones.
-        stored: their values (rows, inputs) in the stored type.
+        stored: their numbers, as the matrix's format has them.
+        done: to be called when they are not needed any more.
     """
 
-    def __init__(self, rows: slice, stored: Stored, chunk: "_ChunkInUse") -> None:
+    __slots__ = ("done", "rows", "stored")
+
+    def __init__(self, rows: slice, stored: formats.Tile, done: Callable[[], None]) -> None:
         self.rows = rows
         self.stored = stored
-        self.done = chunk.tile_done
+        self.done = done
+
+
+def _nothing() -> None:
+    """What a tile that stays in memory needs when it is done."""
 
 
 class _ChunkInUse:
@@ -130,13 +162,15 @@ class Matrix:
 
     Attributes:
         shape: (outputs, inputs).
-        dtype: the stored type.
+        format: how its numbers are stored.
         team: the threads to work on it.
     """
 
-    def __init__(self, array: StoredArray, chunks: range, store: WeightStore) -> None:
-        self.shape = array.shape
-        self.dtype = array.dtype
+    def __init__(
+        self, array: StoredArray, format: Format, chunks: range, store: WeightStore
+    ) -> None:
+        self.shape = format.shape
+        self.format = format
         self.team = store.team
         self._array = array
         self._chunks = chunks
@@ -149,17 +183,30 @@ class Matrix:
             NumpyBloomError: they cannot be read.
         """
         stream = self._store.stream
-        step = tile_rows(self.shape[1])
         for number in self._chunks:
-            chunk = stream.chunks[number]
-            content = np.frombuffer(stream.get(number), STORED[self.dtype])
-            stored = content.reshape(-1, self.shape[1])
-            starts = range(0, len(stored), step)
-            in_use = _ChunkInUse(stream, number, len(starts))
-            for start in starts:
-                tile = stored[start : start + step]
-                rows = slice(chunk.start + start, chunk.start + start + len(tile))
-                yield Tile(rows, tile, in_use)
+            content = stream.get(number)
+            kept = stream.kept(number)
+            if kept is None:
+                yield from self._cut(number, content, stays=False)
+            else:
+                if not kept:
+                    kept += self._cut(number, content, stays=True)
+                yield from kept
+
+    def _cut(self, number: int, content: memoryview, *, stays: bool) -> list[Tile]:
+        """The tiles of a chunk, which must be given back unless it stays in memory."""
+        stream, format = self._store.stream, self.format
+        rows, columns = stream.chunks[number].rows, format.shape[1]
+        stored = np.frombuffer(content, np.uint8)
+        starts = rows[:: format.tile_rows]
+        done = _nothing if stays else _ChunkInUse(stream, number, len(starts)).tile_done
+        tiles = []
+        for start in starts:
+            tile = slice(start, min(start + format.tile_rows, rows.stop))
+            end = format.nbytes(tile.stop - start, columns)
+            tiles.append(Tile(tile, format.tile(stored[:end], tile), done))
+            stored = stored[end:]
+        return tiles
 
     def release(self) -> None:
         """No tile of it is needed any more, done or not."""
@@ -167,10 +214,13 @@ class Matrix:
 
     def row(self, number: int) -> Floats:
         """One row (inputs,) as float32: from memory if its chunk is pinned, else from disk."""
-        stream = self._store.stream
+        stream, format = self._store.stream, self.format
         within = None
-        if self._chunks:  # an untied embedding is multiplied by nothing, so it has none
-            first = stream.chunks[self._chunks[0]]
-            within = self._chunks[number // (first.stop - first.start)]
-        row = Chunk(self._array, number, number + 1)
-        return widen(np.frombuffer(stream.read(row, within), STORED[self.dtype]), self.dtype)
+        if self._chunks:
+            within = self._chunks[number // len(stream.chunks[self._chunks[0]].rows)]
+        start = number - number % format.block_rows
+        rows = range(start, min(start + format.block_rows, format.shape[0]))
+        content = stream.read(_chunk(self._array, format, rows), within)
+        tile = format.tile(np.frombuffer(content, np.uint8), slice(rows.start, rows.stop))
+        row: Floats = format.widen(tile)[number - start]
+        return row

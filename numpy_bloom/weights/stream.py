@@ -11,12 +11,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from tqdm import tqdm
 
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.weights.files import DirectFiles, page_buffer
-from numpy_bloom.weights.folder import StoredArray
+from numpy_bloom.weights.safetensors_file import StoredArray
 
 READERS = 3
 """Reader threads: enough requests in flight to keep an NVMe disk busy."""
@@ -30,23 +31,18 @@ GOLDEN = 0.6180339887498949
 
 @dataclass(frozen=True)
 class Chunk:
-    """Rows `start` to `stop` of a matrix, read from disk in one piece."""
+    """Rows of a matrix, read from disk in one piece.
+
+    Attributes:
+        array: the matrix.
+        rows: which of its rows.
+        offset, nbytes: where they lie in the array's file.
+    """
 
     array: StoredArray
-    start: int
-    stop: int
-
-    @property
-    def nbytes(self) -> int:
-        return (self.stop - self.start) * self.array.row_bytes
-
-    @property
-    def elements(self) -> int:
-        return (self.stop - self.start) * self.array.shape[1]
-
-    @property
-    def offset(self) -> int:
-        return self.array.offset + self.start * self.array.row_bytes
+    rows: range
+    offset: int
+    nbytes: int
 
 
 class _Read:
@@ -93,6 +89,7 @@ class Stream:
         # hence `with self._lock`, not `with self._changed`.
         self._changed = threading.Condition(self._lock)
         self._pinned: dict[int, memoryview] = {}
+        self._kept: dict[int, list[Any]] = {}
         self._threads: list[threading.Thread] = []
         self._buffers: list[memoryview] = []
         self._reads: list[_Read] = []  # in the order of use; each owns its buffer
@@ -156,6 +153,13 @@ class Stream:
                 read for read in self._reads if not (read.in_use and number in (None, read.number))
             ]
             self._changed.notify_all()
+
+    def kept(self, number: int) -> list[Any] | None:
+        """What its user has made of a pinned chunk's bytes; None if the chunk is not pinned.
+
+        The list is the user's to fill; it lives until the chunk is pinned no more.
+        """
+        return self._kept.get(number)
 
     def _find(self, number: int) -> _Read | None:
         """The read of a chunk that nobody has taken yet."""
@@ -289,6 +293,7 @@ class Stream:
         """Pin these chunks and no others, at once, so that no reader sees a part of them."""
         with self._lock:
             self._pinned = pinned
+            self._kept = {number: self._kept.get(number, []) for number in pinned}
             self.bytes_pinned = sum(self.chunks[number].nbytes for number in pinned)
             self._forget_until(None)
             self._next = 0
@@ -310,6 +315,7 @@ class Stream:
         self._reads.clear()
         self._buffers.clear()
         self._pinned.clear()
+        self._kept.clear()
 
 
 def _with_bar(contents: Iterable[memoryview], total: int) -> Iterator[memoryview]:

@@ -99,9 +99,9 @@ def test_packed_sequences(pair: "Opener", case: Case) -> None:
     for ends in ([1, 9, 17, 21, 51, 36], [2, 10, 18, 22, 52, 37]):
         parts = [slice(past, end) for past, end in zip(pasts, ends, strict=True)]
         new = [np.array(text[part]) for text, part in zip(texts, parts, strict=True)]
-        logits = model.run(new, packed, all_positions=True)
+        logits = model.run(new, packed, last=[len(ids) for ids in new])
         separate = [
-            model.run([ids], [cache], all_positions=True)
+            model.run([ids], [cache], last=[len(ids)])
             for ids, cache in zip(new, alone, strict=True)
         ]
         assert deviation("logits", logits, np.concatenate(separate)) <= TOLERANCE

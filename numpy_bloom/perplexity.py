@@ -1,0 +1,144 @@
+"""How well a model predicts a text of any length: windows over its tokens."""
+
+import math
+from bisect import bisect_right
+from collections.abc import Iterator
+from itertools import islice
+from typing import NamedTuple
+
+from numpy_bloom.errors import NumpyBloomError, OptionError, check_whole
+from numpy_bloom.model.forward import TokenIds
+from numpy_bloom.model.model import Model, check_finite
+from numpy_bloom.weights.dtypes import Floats
+
+WINDOW = 2048
+"""Tokens of a window: the sequence length in training, table 3 of the BLOOM paper
+(https://arxiv.org/abs/2211.05100)."""
+
+PASS_TOKENS = 8192
+"""A pass that takes several windows takes no more tokens than these. Each weight then serves 16,384
+operations: a processor that does 10^12 a second is kept busy by a disk that reads 125 MB of
+bfloat16 numbers a second."""
+
+
+class Window(NamedTuple):
+    """Some tokens of a text, the last of which are scored.
+
+    Attributes:
+        begin, end: its place in the text.
+        scored: how many of its last tokens no window before it has scored.
+    """
+
+    begin: int
+    end: int
+    scored: int
+
+
+class Windows:
+    """Windows over a text that score every token once, but for the first, which has no context.
+
+    The first window scores all its tokens but the first; each further one those behind the window
+    before it, which have at least `size - stride` tokens of context.
+
+    Args:
+        tokens: of the text.
+        size: tokens of a window, at least 2; no more are used than the text has.
+        stride: tokens between the beginnings of two windows, less than `size`. Default: half of it.
+
+    Attributes:
+        tokens, size, stride: as they are used.
+
+    Raises:
+        NumpyBloomError: the text has less than two tokens.
+        OptionError: size or stride is out of range.
+    """
+
+    def __init__(self, tokens: int, size: int = WINDOW, stride: int | None = None) -> None:
+        check_window(size, stride)
+        if tokens < 2:
+            raise NumpyBloomError(
+                f"the text is too short: {tokens} token{'' if tokens == 1 else 's'}, expected at "
+                "least two, for the first has no context"
+            )
+        self.tokens = tokens
+        self.size = min(size, tokens)
+        self.stride = self.size // 2 if stride is None else min(stride, self.size - 1)
+
+    def __len__(self) -> int:
+        return 1 + math.ceil((self.tokens - self.size) / self.stride)
+
+    def __iter__(self) -> Iterator[Window]:
+        begin, done = 0, 1
+        while done < self.tokens:
+            end = min(begin + self.size, self.tokens)
+            yield Window(begin, end, end - done)
+            begin, done = begin + self.stride, end
+
+
+def check_window(size: int, stride: int | None) -> None:
+    """Check the options of `Windows`.
+
+    Raises:
+        OptionError: a window has no context, or the stride leaves none or does not move on.
+    """
+    check_whole("window", size, 2)
+    if stride is not None and not 1 <= stride < size:
+        raise OptionError(
+            f"stride is {stride}; expected a value in [1, {size - 1}], less than the window, whole"
+        )
+
+
+def windows_per_pass(model: Model, windows: Windows) -> int:
+    """How many windows go through the weights together, at least one.
+
+    If all weights fit into memory beside a pass with one window, then as many as leave them there.
+    If they do not, as many as take half of what is left beside vectors and buffers, for the more
+    there are, the less often the weights are read; the other half holds weights.
+    """
+    stream = model.stream
+    left = model.memory - model.store.vector_bytes
+    if _pass_bytes(model, windows, 1) + stream.nbytes <= left:
+        room = left - stream.nbytes
+    else:
+        room = (left - stream.buffer_bytes) // 2
+    counts = range(1, 1 + min(len(windows), PASS_TOKENS // (windows.size - 1)))
+    return max(1, bisect_right(counts, room, key=lambda n: _pass_bytes(model, windows, n)))
+
+
+def _pass_bytes(model: Model, windows: Windows, count: int) -> int:
+    """Memory that a pass with so many windows takes."""
+    context, targets = _largest_pass(windows, count)
+    return model.working_bytes(count * context, context, target_rows=targets)
+
+
+def _largest_pass(windows: Windows, count: int) -> tuple[int, int]:
+    """Tokens of context of each window, and targets of all, in a pass with the first so many."""
+    context = windows.size - 1  # the last token of a window is a target and nothing more
+    return context, context + (count - 1) * windows.stride
+
+
+def score_windows(model: Model, ids: TokenIds, windows: Windows, together: int) -> Iterator[Floats]:
+    """Score a text, some windows in each pass over the weights.
+
+    Args:
+        ids: (T,) int64.
+        windows: over so many tokens.
+        together: windows in a pass.
+
+    Yields:
+        For each pass the natural logarithms of its scored tokens' probabilities, float32.
+
+    Raises:
+        NumpyBloomError: there is too little memory, or the weights are damaged or cannot be read.
+    """
+    context, targets = _largest_pass(windows, together)
+    caches = model.prepare_one_pass(lengths=[context] * together, target_rows=targets)
+    rest = iter(windows)
+    while group := list(islice(rest, together)):
+        log_probabilities = model.score(
+            [ids[window.begin : window.end - 1] for window in group],
+            caches[: len(group)],
+            [ids[window.end - window.scored : window.end] for window in group],
+        )
+        check_finite(log_probabilities)
+        yield log_probabilities

@@ -1,0 +1,174 @@
+"""What every format of a matrix can do, and what the formats share.
+
+A format says how the numbers of one matrix (outputs, inputs) lie in its array. It widens them
+tile by tile: a tile is some rows, whose bytes come from memory once, are widened into a scratch
+array that stays in the cache of one core, and meet BLAS there. docs/performance.md has the figures
+behind each choice.
+"""
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from numpy_bloom.weights.dtypes import Floats, Stored
+from numpy_bloom.weights.safetensors_file import Spec
+
+TILE_ELEMENTS = 1 << 19
+"""Weights in a tile, so that half of them fit a core's cache as float32."""
+
+TILE_UNIT = 16
+"""Rows of a tile are a multiple of these, so that bfloat16, packed and not, has the same tiles."""
+
+FEW_TOKENS = 4
+"""Up to so many are multiplied one by one: BLAS is up to twice as slow with narrow matrices."""
+
+Bytes = npt.NDArray[np.uint8]
+Tile = Any
+"""Some rows of a matrix in its format, as that format's `product` and `widen` want them."""
+
+Product = Callable[[Tile, Floats], None]
+"""Multiplies a tile with the x at hand, into a part (T, rows) of the result."""
+
+_thread = threading.local()
+
+
+class Format(ABC):
+    """How one matrix is stored.
+
+    Args:
+        shape: (outputs, inputs).
+        beside: the small arrays of `arrays`, without the matrix itself, by suffix.
+
+    Attributes:
+        dtype: the format's name, as in `--dtype`.
+        stored_dtype: of the array; no other format has the same.
+        block_rows: rows that lie together and can only be read together.
+    """
+
+    dtype: ClassVar[str]
+    stored_dtype: ClassVar[str]
+    block_rows: ClassVar[int] = 1
+
+    def __init__(self, shape: tuple[int, ...], beside: Mapping[str, Stored]) -> None:
+        self.shape = shape
+
+    @classmethod
+    @abstractmethod
+    def nbytes(cls, rows: int, columns: int) -> int:
+        """Bytes of the first so many rows; all but a matrix's last block are whole."""
+
+    @classmethod
+    @abstractmethod
+    def arrays(cls, shape: tuple[int, ...]) -> dict[str, Spec]:
+        """Its arrays by what follows the matrix's name: the matrix first, then small ones.
+
+        A size of -1 stands for any.
+        """
+
+    @property
+    def tile_rows(self) -> int:
+        """Rows of a tile. They depend on the matrix alone, so that results do not depend on how
+        its rows are spread over chunks and threads."""
+        unit = max(TILE_UNIT, self.block_rows)
+        return max(1, TILE_ELEMENTS // (self.shape[1] * unit)) * unit
+
+    def scratch_bytes(self, tokens: int) -> int:
+        """Memory that one thread needs to multiply, at most: two arrays of a tile's size, and two
+        products with it."""
+        rows = self.tile_rows
+        return 4 * (2 * rows * self.shape[1] + 2 * rows * (tokens + 3))
+
+    @abstractmethod
+    def tile(self, content: Bytes, rows: slice) -> Tile:
+        """The rows whose bytes are at hand; they begin with a block."""
+
+    @abstractmethod
+    def widen(self, tile: Tile) -> Floats:
+        """The tile's numbers (rows, inputs) as a new float32 array."""
+
+    @abstractmethod
+    def product(self, x: Floats) -> Product:
+        """A function that multiplies tiles with x (T, inputs) float32, from several threads."""
+
+
+class Encoder(ABC):
+    """Turns the rows of a tensor into a format, from the first to the last.
+
+    Args:
+        shape: (outputs, inputs).
+
+    Attributes:
+        surveys: whether all rows must be shown to `survey` before the first is encoded.
+    """
+
+    surveys: ClassVar[bool] = False
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+
+    def survey(self, values: Stored, dtype: str) -> None:  # noqa: B027  (most need none)
+        """Take note of some rows.
+
+        Args:
+            values: (rows, inputs) of NumPy type `STORED[dtype]`, finite.
+            dtype: a name of `FLOATING`.
+        """
+
+    @property
+    @abstractmethod
+    def format(self) -> type[Format]:
+        """The format; known after the survey."""
+
+    def arrays(self) -> dict[str, Spec]:
+        """What will be written, as `Format.arrays` has it, without open sizes."""
+        return self.format.arrays(self.shape)
+
+    @abstractmethod
+    def encode(self, values: Stored, dtype: str) -> Stored:
+        """The next rows as they are to be stored; whole blocks, but for the last of the matrix.
+
+        Args:
+            values, dtype: as for `survey`.
+        """
+
+    def beside(self) -> list[Stored]:
+        """The small arrays, in the order of `arrays`, once all rows are encoded."""
+        return []
+
+
+def scratch(size: int, place: int = 0) -> npt.NDArray[np.uint32]:
+    """An array that lives as long as its thread: a new one would cost page faults every time.
+
+    Args:
+        size: words of 32 bits.
+        place: different ones do not overlap.
+    """
+    arrays: dict[int, npt.NDArray[np.uint32]] = _thread.__dict__.setdefault("arrays", {})
+    words = arrays.get(place)
+    if words is None or words.size < size:
+        words = arrays[place] = np.empty(size, dtype=np.uint32)
+    return words[:size]
+
+
+def filled_up(x: Floats) -> Floats:
+    """x (T, inputs), with rows of zeros added where BLAS is faster with more tokens.
+
+    It works on eight columns at a time, and what is left over takes longer than another eight.
+    """
+    missing = -len(x) % 8
+    if len(x) <= FEW_TOKENS or missing not in (1, 2, 3):
+        return x
+    return np.pad(x, ((0, missing), (0, 0)))
+
+
+def multiply_into(out: Floats, weights: Floats, x: Floats) -> None:
+    """out = x · weightsᵀ, for weights (rows, inputs), filled up x (T, inputs), out (T, rows)."""
+    if len(x) <= FEW_TOKENS:
+        for y, token in zip(out, x, strict=True):
+            np.dot(weights, token, out=y)
+    else:  # a tall tile times a narrow xᵀ: for few tokens twice as fast as x times tileᵀ
+        out[:] = (weights @ x.T)[:, : len(out)].T

@@ -1,0 +1,214 @@
+"""Four-bit integers, with a scale for each group of some 32 weights in a row.
+
+W[r, c] = column_scale[c] · scale[r, group] · (n - 7.5), for n from 0 to 15. A column's scale is its
+largest magnitude, as in `int8`; a group's scale, a float16, is a 7.5th of the largest that is left,
+rounded up. Sixteen levels that are symmetric about zero, without zero itself, use all four bits;
+what is smaller than half a level becomes half a level.
+
+Rows lie in blocks of 512, and a block lies column after column, so that a group's scales for all
+its rows are neighbours, as its numbers are: NumPy then works in long runs, and a group's products
+can be scaled after they are summed. In a block of R rows the two halves of the columns, h each
+(padded with zeros to G whole groups), share bytes:
+
+    scales (2 G, R) float16: first those of the first half's groups
+    numbers (h, R) uint8: the first half's in the low four bits, the second half's in the high ones
+"""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from numpy_bloom.weights.dtypes import Floats, Stored
+from numpy_bloom.weights.formats.base import Bytes, Format, Product, scratch
+from numpy_bloom.weights.formats.int8 import COLUMN_SCALE, ScaledEncoder
+from numpy_bloom.weights.safetensors_file import Spec
+
+GROUP = 32
+"""Most columns that share a scale."""
+
+ZERO = 7.5
+"""What lies halfway between the integers 0 and 15."""
+
+STRIP_ELEMENTS = 1 << 18
+"""Weights of a block that are widened at a time: as float32 they fit a core's cache."""
+
+SUMMED_TOKENS = 16
+"""Up to so many tokens, a group's products are scaled, not its weights."""
+
+Tile = list[tuple[npt.NDArray[np.float16], npt.NDArray[np.uint8]]]
+"""For each block its scales (2, G, R) and its numbers (G, group, R)."""
+
+
+class Columns:
+    """How the columns of a matrix fall into halves and groups.
+
+    Attributes:
+        count: all columns.
+        half: columns of the first half; the second may have one less.
+        groups: G, of each half.
+        group: columns of each group.
+        padded: columns of each half, filled up to whole groups.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.half = -(-count // 2)
+        self.groups = -(-self.half // GROUP)
+        self.group = -(-self.half // self.groups)
+        self.padded = self.groups * self.group
+
+    def strips(self, rows: int) -> Iterator[slice]:
+        """Ranges of groups, as many at a time as `STRIP_ELEMENTS` allows."""
+        step = max(1, STRIP_ELEMENTS // (self.group * rows))
+        for start in range(0, self.groups, step):
+            yield slice(start, min(start + step, self.groups))
+
+    def of(self, half: int, groups: slice) -> slice:
+        """The columns of some groups of one half."""
+        begin, end = half * self.half, min((half + 1) * self.half, self.count)
+        return slice(begin + groups.start * self.group, min(begin + groups.stop * self.group, end))
+
+    def split(self, x: Floats, scale: Floats) -> Floats:
+        """x (T, columns), scaled, as (2, G, T, group), padded with zeros. Makes no other copy."""
+        split = np.zeros((2, self.groups, len(x), self.group), dtype=np.float32)
+        for half in (0, 1):
+            for groups in (slice(0, self.groups - 1), slice(self.groups - 1, self.groups)):
+                columns, count = self.of(half, groups), groups.stop - groups.start
+                if count:  # groups of one width: only the last may be padded
+                    grouped = x[:, columns].reshape(len(x), count, -1).swapaxes(0, 1)
+                    scales = scale[columns].reshape(count, 1, -1)
+                    width = grouped.shape[2]
+                    np.multiply(grouped, scales, out=split[half, groups, :, :width])
+        return split
+
+
+class Int4(Format):
+    """Blocks of scales and numbers, with a float32 scale for each column beside."""
+
+    dtype = "int4"
+    stored_dtype = "uint8"
+    block_rows = 512
+
+    def __init__(self, shape: tuple[int, ...], beside: Mapping[str, Stored]) -> None:
+        super().__init__(shape, beside)
+        self._column_scale: Floats = beside[COLUMN_SCALE]
+        self._columns = Columns(shape[1])
+
+    @classmethod
+    def nbytes(cls, rows: int, columns: int) -> int:
+        split = Columns(columns)
+        return rows * (2 * split.groups * 2 + split.padded)
+
+    @classmethod
+    def arrays(cls, shape: tuple[int, ...]) -> dict[str, Spec]:
+        return {
+            "": ("uint8", (cls.nbytes(*shape),)),
+            COLUMN_SCALE: ("float32", (shape[1],)),
+        }
+
+    def scratch_bytes(self, tokens: int) -> int:
+        columns = self._columns
+        strip = min(self.block_rows * columns.padded, max(STRIP_ELEMENTS, 512 * columns.group))
+        last = self.shape[0] % self.block_rows or self.block_rows  # rows of the last block
+        widest = min(columns.padded, max(STRIP_ELEMENTS // last, columns.group))  # columns of x
+        scales = 2 * columns.groups * self.block_rows
+        sums = strip // columns.group * min(tokens, SUMMED_TOKENS)
+        return 5 * strip + 4 * (scales + sums + tokens * (2 * self.block_rows + widest))
+
+    def tile(self, content: Bytes, rows: slice) -> Tile:
+        blocks = []
+        groups, group = self._columns.groups, self._columns.group
+        for start in range(rows.start, rows.stop, self.block_rows):
+            count = min(self.block_rows, rows.stop - start)
+            begin = self.nbytes(start - rows.start, self.shape[1])
+            scales = content[begin : begin + 4 * groups * count].view(np.float16)
+            begin += scales.nbytes
+            numbers = content[begin : begin + groups * group * count]
+            blocks.append((scales.reshape(2, groups, count), numbers.reshape(groups, group, count)))
+        return blocks
+
+    def widen(self, tile: Tile) -> Floats:
+        rows = []
+        for scales, numbers in tile:
+            halves = np.stack([numbers & 15, numbers >> 4]) - np.float32(ZERO)  # (2, G, group, R)
+            halves *= scales[:, :, None]
+            columns = halves.reshape(2, self._columns.padded, -1)
+            both = [columns[0, : self._columns.half], columns[1]]
+            rows.append(np.concatenate(both)[: self.shape[1]].T * self._column_scale)
+        return np.concatenate(rows)
+
+    def product(self, x: Floats) -> Product:
+        columns = self._columns
+        x = columns.split(x, self._column_scale)  # (2, G, T, group)
+        offsets = -np.float32(ZERO) * x.sum(axis=-1)  # (2, G, T)
+        tokens = x.shape[2]
+
+        def multiply(tile: Tile, out: Floats) -> None:
+            done = 0
+            for scales, numbers in tile:
+                scale = scales.astype(np.float32)  # (2, G, R)
+                y = np.einsum("hgt,hgr->tr", offsets, scale)
+                for groups in columns.strips(numbers.shape[2]):
+                    for half in (0, 1):
+                        wide = _widened(numbers[groups], half)
+                        y += summed(x[half, groups], wide, scale[half, groups])
+                out[:, done : done + y.shape[1]] = y
+                done += y.shape[1]
+
+        def summed(x: Floats, wide: Floats, scale: Floats) -> Floats:
+            if tokens <= SUMMED_TOKENS:
+                y: Floats = np.einsum("gr,gtr->tr", scale, x @ wide)
+                return y
+            wide *= scale[:, None]
+            return x.swapaxes(0, 1).reshape(tokens, -1) @ wide.reshape(-1, wide.shape[2])
+
+        return multiply
+
+
+def _widened(numbers: npt.NDArray[np.uint8], half: int) -> Floats:
+    """The numbers of one half, 0 to 15, as float32 (G, group, R)."""
+    bits = scratch(-(-numbers.size // 4), place=1).view(np.uint8)[: numbers.size]
+    bits = bits.reshape(numbers.shape)
+    if half == 0:
+        np.bitwise_and(numbers, 15, out=bits)
+    else:
+        np.right_shift(numbers, 4, out=bits)
+    wide = scratch(numbers.size).view(np.float32).reshape(numbers.shape)
+    np.copyto(wide, bits)
+    return wide
+
+
+class Int4Encoder(ScaledEncoder):
+    """Rounds to `Int4`."""
+
+    format = Int4
+
+    def encode(self, values: Stored, dtype: str) -> Stored:
+        columns = Columns(self.shape[1])
+        blocks = []
+        for start in range(0, len(values), Int4.block_rows):
+            rows = values[start : start + Int4.block_rows]
+            scales = np.zeros((2, columns.groups, len(rows)), dtype=np.float16)
+            numbers = np.zeros((columns.groups, columns.group, len(rows)), dtype=np.uint8)
+            for half in (0, 1):
+                for groups in columns.strips(len(rows)):
+                    scaled = np.zeros(numbers[groups].shape, dtype=np.float32)
+                    part = self.scaled(rows, dtype, columns.of(half, groups)).T
+                    scaled.reshape(-1, len(rows))[: len(part)] = part
+                    scale = _rounded_up(np.abs(scaled).max(axis=1) / np.float32(ZERO))
+                    scales[half, groups] = scale
+                    divisor = np.where(scale > 0, scale, np.float16(1)).astype(np.float32)
+                    levels = np.floor(scaled / divisor[:, None]) + 8
+                    numbers[groups] |= np.clip(levels, 0, 15).astype(np.uint8) << (4 * half)
+            blocks += [scales.view(np.uint8).reshape(-1), numbers.reshape(-1)]
+        return np.concatenate(blocks)
+
+    def beside(self) -> list[Stored]:
+        return [self.column_scale]
+
+
+def _rounded_up(values: Floats) -> npt.NDArray[np.float16]:
+    """The least float16 numbers that are not below the values."""
+    rounded = values.astype(np.float16)
+    return np.where(rounded < values, np.nextafter(rounded, np.float16(np.inf)), rounded)

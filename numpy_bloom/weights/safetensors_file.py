@@ -1,0 +1,107 @@
+"""Array files: plain safetensors (https://huggingface.co/docs/safetensors), read and begun."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.weights.dtypes import SAFETENSORS_CODES, STORED, Stored
+
+ALIGNMENT = 4096
+"""Array data begins at a multiple of this many bytes, so that direct reads need no detour."""
+
+Spec = tuple[str, tuple[int, ...]]
+"""Dtype (a name of `STORED`) and shape of an array."""
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """Where one array lies: `nbytes` bytes of `path` from `offset`, row-major, of type `dtype`."""
+
+    path: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * STORED[self.dtype].itemsize
+
+    def __str__(self) -> str:
+        return f"'{self.name}' in {self.path}"
+
+
+def read_header(path: Path) -> dict[str, StoredArray]:
+    """The arrays of a safetensors file by name, in the order in which they lie in it.
+
+    Raises:
+        NumpyBloomError: the file is missing, truncated or no safetensors file (the safetensors
+            library checks the header), or it holds a type that is not in `STORED`.
+    """
+    dtypes = {code: dtype for dtype, code in SAFETENSORS_CODES.items()}
+    arrays = {}
+    try:
+        offset = _data_start(path)
+        with safe_open(path, framework="numpy") as file:
+            for name in file.offset_keys():
+                code = file.get_slice(name).get_dtype()
+                if code not in dtypes:
+                    raise NumpyBloomError(
+                        f"'{name}' in {path} has type {code}; expected one of {', '.join(dtypes)}"
+                    )
+                shape = tuple(file.get_slice(name).get_shape())
+                arrays[name] = StoredArray(path, name, dtypes[code], shape, offset)
+                offset += arrays[name].nbytes
+    except (OSError, SafetensorError) as error:
+        raise NumpyBloomError(f"cannot read {path}: {error}") from error
+    return arrays
+
+
+def _data_start(path: Path) -> int:
+    """Offset of the first array: eight bytes tell the length of the header that they precede."""
+    with path.open("rb") as file:
+        return 8 + int.from_bytes(file.read(8), "little")
+
+
+def header_bytes(arrays: Mapping[str, Spec]) -> bytes:
+    """The beginning of a safetensors file whose arrays follow in this order.
+
+    Padded with spaces, as the format allows, so that the data begins at a multiple of `ALIGNMENT`.
+    """
+    header: dict[str, Any] = {}
+    end = 0
+    for name, (dtype, shape) in arrays.items():
+        begin, end = end, end + math.prod(shape) * STORED[dtype].itemsize
+        offsets = [begin, end]
+        header[name] = {
+            "dtype": SAFETENSORS_CODES[dtype],
+            "shape": list(shape),
+            "data_offsets": offsets,
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
+
+
+def read_stored(array: StoredArray) -> Stored:
+    """Read a small array whole, in its stored type.
+
+    Raises:
+        NumpyBloomError: the file cannot be read or is shorter than its header says.
+    """
+    try:
+        values = np.fromfile(
+            array.path, STORED[array.dtype], count=math.prod(array.shape), offset=array.offset
+        )
+    except OSError as error:
+        raise NumpyBloomError(f"cannot read {array}: {error}") from error
+    if values.size != math.prod(array.shape):
+        raise NumpyBloomError(f"{array} is truncated; convert the checkpoint again")
+    return values.reshape(array.shape)
