@@ -23,7 +23,7 @@ from report import markdown
 from worker import Worker
 
 from numpy_bloom.weights.files import DirectFiles, page_buffer
-from numpy_bloom.weights.rates import PIECE_BYTES
+from numpy_bloom.weights.store import CHUNK_BYTES
 from numpy_bloom.weights.stream import BUFFERS, READERS, Chunk
 
 NEIGHBOUR_BYTES = 1 << 20
@@ -65,14 +65,14 @@ def large_pieces(chunks: Sequence[Chunk]) -> list[Piece]:
     """Join chunks that are neighbours in a file, and cut what comes out into large requests."""
     stretches: list[Piece] = []
     for chunk in chunks:
-        path, begin, end = chunk.array.path, chunk.offset, chunk.offset + chunk.nbytes
+        path, begin, end = chunk.path, chunk.offset, chunk.offset + chunk.nbytes
         if stretches and stretches[-1][0] == path and begin - stretches[-1][2] < NEIGHBOUR_BYTES:
             begin = stretches.pop()[1]
         stretches.append((path, begin, end))
     return [
-        (path, offset, min(PIECE_BYTES, end - offset))
+        (path, offset, min(CHUNK_BYTES, end - offset))
         for path, begin, end in stretches
-        for offset in range(begin, end, PIECE_BYTES)
+        for offset in range(begin, end, CHUNK_BYTES)
     ]
 
 
@@ -86,7 +86,7 @@ class RawReads:
         self._readers = ThreadPoolExecutor(READERS)
         self._buffers: SimpleQueue[memoryview] = SimpleQueue()
         for _ in range(READERS):
-            self._buffers.put(page_buffer(PIECE_BYTES))
+            self._buffers.put(page_buffer(CHUNK_BYTES))
 
     def seconds(self, rounds: int) -> float:
         """Seconds to read everything so many times."""

@@ -72,7 +72,7 @@ def measure(bloom: Bloom, prompt_tokens: int, new_tokens: int) -> Measurements:
     """Run one prompt of arbitrary tokens and so many passes of one token, greedily fed."""
     model = bloom.model
     store, stream = model.store, model.stream
-    disk = disk_rate([chunk.array for chunk in stream.chunks if chunk.rows.start == 0])
+    disk = disk_rate(stream.chunks)
     with store.computing():
         memory = memory_rate(store.team, model.memory)
         arithmetic = arithmetic_rate(store.team)

@@ -56,7 +56,7 @@ class PassBar:
                 self._total,
                 now - self._start,
                 ncols=78,
-                prefix=f"{chunk.array.path.stem} of {self._blocks}",
+                prefix=f"{chunk.path.stem} of {self._blocks}",
                 unit="B",
                 unit_scale=True,
             )

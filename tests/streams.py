@@ -9,7 +9,6 @@ import numpy as np
 from threads import no_deadlock, open_files, thread_names
 
 from numpy_bloom.weights.files import DirectFiles
-from numpy_bloom.weights.safetensors_file import StoredArray
 from numpy_bloom.weights.stream import Chunk, Stream
 
 COUNT = 20
@@ -29,7 +28,7 @@ class Source(DirectFiles):
 
     def __init__(self, chunks: list[Chunk]) -> None:
         super().__init__()
-        self._numbers = {(c.array.path, c.offset, c.nbytes): i for i, c in enumerate(chunks)}
+        self._numbers = {(c.path, c.offset, c.nbytes): i for i, c in enumerate(chunks)}
         self._changed = threading.Condition()
         self.begun: list[int] = []
         self.buffers: set[int] = set()
@@ -66,11 +65,9 @@ class Streamed:
         for file, (rows, columns) in {"a": (7, 300), "b": (3, 1500)}.items():
             content = random.bytes(rows * columns * 2 * count)
             (folder / file).write_bytes(b"head" + content)
-            array = StoredArray(folder / file, file, "bfloat16", (rows * count, columns), 4)
+            nbytes = rows * columns * 2
             for number in range(count):
-                nbytes = rows * columns * 2
-                place = range(rows * number, rows * (number + 1))
-                chunks.append(Chunk(array, place, 4 + nbytes * number, nbytes))
+                chunks.append(Chunk(folder / file, 4 + nbytes * number, nbytes))
                 self.contents.append(content[chunks[-1].offset - 4 :][: chunks[-1].nbytes])
         # The end of the one file and the beginning of the other.
         self.chunks = chunks[count // 2 :][:count]

@@ -193,8 +193,8 @@ def test_scoring_takes_no_more_than_is_estimated(
     wide: Path, lengths: list[int], targets: list[int], threads: int
 ) -> None:
     with numpy_bloom.load(wide, threads=threads) as model:
-        model.model.prepare_one_pass(lengths=lengths, target_rows=sum(targets))  # pins weights
         ids = [np.arange(length) for length in lengths]
+        model.score([0, 1])  # pins weights, and cuts them into tiles
         tracemalloc.start()
         caches = model.model.prepare_one_pass(lengths=lengths, target_rows=sum(targets))
         model.model.score(ids, caches, [np.arange(count) for count in targets])

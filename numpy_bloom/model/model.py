@@ -239,10 +239,13 @@ class Model:
             self.store.computing(),
             np.errstate(invalid="ignore", over="ignore"),
         ):
-            x = run_blocks(embed(np.concatenate(sequences), w, p), range(len(w.blocks)), w, p)
-            x = x[_last_rows(lengths, last)]
-            result = head(x, p)
-            p.advance()
+            try:
+                x = run_blocks(embed(np.concatenate(sequences), w, p), range(len(w.blocks)), w, p)
+                x = x[_last_rows(lengths, last)]
+                result = head(x, p)
+                p.advance()
+            finally:
+                self.store.release()  # a pass that was cut short has left chunks in use
         return result
 
 

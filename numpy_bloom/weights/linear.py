@@ -57,8 +57,9 @@ def for_each_tile(x: Floats, weight: Matrix, work: Callable[[slice, Multiply], o
 
     try:
         weight.team.run(work_on, weight.tiles())
-    finally:
-        weight.release()
+    except BaseException:
+        weight.release()  # tiles that nobody will work on
+        raise
 
 
 def lookup(weight: Matrix, ids: npt.NDArray[np.int64]) -> Floats:

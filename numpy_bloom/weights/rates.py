@@ -10,11 +10,9 @@ from itertools import repeat
 import numpy as np
 
 from numpy_bloom.weights.files import DirectFiles, page_buffer
-from numpy_bloom.weights.safetensors_file import StoredArray
-from numpy_bloom.weights.stream import READERS
+from numpy_bloom.weights.stream import READERS, Chunk
 from numpy_bloom.weights.team import Team
 
-PIECE_BYTES = 16 << 20
 MOST_BYTES = 1 << 30
 MEMORY_BYTES = 1 << 27
 """Read in each round: larger than the caches of most machines."""
@@ -22,8 +20,8 @@ PRODUCTS = 32
 REPEATS = 5
 
 
-def disk_rate(arrays: Sequence[StoredArray]) -> float:
-    """Bytes per second at which the arrays can be read one after the other, up to 1 GiB of them.
+def disk_rate(chunks: Sequence[Chunk]) -> float:
+    """Bytes per second at which the chunks can be read one after the other, up to 1 GiB of them.
 
     Large reads past the page cache, as many at once as the stream has reader threads, and nothing
     done with the bytes; the median of a few rounds, since disks have moods.
@@ -31,16 +29,13 @@ def disk_rate(arrays: Sequence[StoredArray]) -> float:
     Raises:
         NumpyBloomError: a file cannot be read.
     """
-    pieces = [
-        (array, start, min(PIECE_BYTES, array.nbytes - start))
-        for array in arrays
-        for start in range(0, array.nbytes, PIECE_BYTES)
-    ][: MOST_BYTES // PIECE_BYTES]
-    buffers = [page_buffer(PIECE_BYTES) for _ in range(READERS)]
+    largest = max(chunk.nbytes for chunk in chunks)
+    chunks = chunks[: max(1, MOST_BYTES // largest)]
+    buffers = [page_buffer(largest) for _ in range(READERS)]
 
     def read(first: int, files: DirectFiles) -> None:
-        for array, start, nbytes in pieces[first::READERS]:
-            files.read(array.path, array.offset + start, nbytes, buffers[first])
+        for chunk in chunks[first::READERS]:
+            files.read(chunk.path, chunk.offset, chunk.nbytes, buffers[first])
 
     seconds = []
     with closing(DirectFiles()) as files, ThreadPoolExecutor(READERS) as readers:
@@ -48,7 +43,7 @@ def disk_rate(arrays: Sequence[StoredArray]) -> float:
             begin = time.perf_counter()
             list(readers.map(read, range(READERS), repeat(files)))
             seconds.append(time.perf_counter() - begin)
-    return sum(nbytes for _, _, nbytes in pieces) / statistics.median(seconds)
+    return sum(chunk.nbytes for chunk in chunks) / statistics.median(seconds)
 
 
 def memory_rate(team: Team, most: int) -> float:

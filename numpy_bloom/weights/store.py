@@ -1,9 +1,12 @@
 """An opened model folder as the model sees it: vectors at once, matrices when their turn comes."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
@@ -19,7 +22,8 @@ from numpy_bloom.weights.stream import Chunk, Stream
 from numpy_bloom.weights.team import Team
 
 CHUNK_BYTES = 16 << 20
-"""Most that is read of a matrix at once (or one tile, if that is larger)."""
+"""Most that is read at once (or one tile, if that is larger). Disks want large reads: matrices that
+are smaller share one."""
 
 
 class WeightStore:
@@ -43,12 +47,18 @@ class WeightStore:
         self._blas = ThreadpoolController()
         self._matrices: dict[StoredArray, Matrix] = {}
         chunks: list[Chunk] = []
+        self._tiles_of_chunk: Counter[int] = Counter()
+        self._in_use: dict[int, memoryview] = {}
+        self._tiles_left: Counter[int] = Counter()  # of the chunks in use
+        self._lock = threading.Lock()
         for stored in _pass_order(folder):
             format = self._format(stored)
-            pieces = _chunks(stored.array, format)
-            numbers = range(len(chunks), len(chunks) + len(pieces))
-            self._matrices[stored.array] = Matrix(stored.array, format, numbers, self)
-            chunks += pieces
+            parts = []
+            for rows in _readable_ranges(format):
+                _extend(chunks, _bytes_of(stored.array, format, rows))
+                parts.append(Part(len(chunks) - 1, rows))
+                self._tiles_of_chunk[len(chunks) - 1] += len(rows[:: format.tile_rows])
+            self._matrices[stored.array] = Matrix(stored.array, format, parts, self)
         self.stream = Stream(chunks, self._files)
 
     def _format(self, stored: StoredMatrix) -> Format:
@@ -77,7 +87,7 @@ class WeightStore:
         """A handle on a big array."""
         stored = self.folder.matrices[file][name]
         if stored.array not in self._matrices:  # an untied embedding is multiplied by nothing
-            return Matrix(stored.array, self._format(stored), range(0), self)
+            return Matrix(stored.array, self._format(stored), [], self)
         return self._matrices[stored.array]
 
     def scratch_bytes(self, tokens: int) -> int:
@@ -88,6 +98,31 @@ class WeightStore:
         """Within it BLAS uses one thread, so that the team's threads do not get in its way."""
         limit: AbstractContextManager[Any] = self._blas.limit(limits=1, user_api="blas")
         return limit
+
+    def chunk(self, number: int) -> memoryview:
+        """A chunk's bytes, valid until all its tiles are done, or `release` is called.
+
+        Raises:
+            NumpyBloomError: it cannot be read.
+        """
+        if number not in self._in_use:
+            self._in_use[number] = self.stream.get(number)
+            self._tiles_left[number] = self._tiles_of_chunk[number]
+        return self._in_use[number]
+
+    def tile_done(self, number: int) -> None:
+        """One tile of a chunk is not needed any more."""
+        with self._lock:
+            self._tiles_left[number] -= 1
+            last = self._tiles_left[number] == 0
+        if last:
+            self._in_use.pop(number, None)
+            self.stream.release(number)
+
+    def release(self) -> None:
+        """No tile of any chunk is needed any more, done or not."""
+        self._in_use.clear()
+        self.stream.release()
 
     def close(self) -> None:
         """End all threads, close all files, give back all memory."""
@@ -103,19 +138,35 @@ def _pass_order(folder: Folder) -> list[StoredMatrix]:
     return [matrix for file in [*files, head] for matrix in folder.matrices[file].values()]
 
 
-def _chunks(array: StoredArray, format: Format) -> list[Chunk]:
-    """Cut a matrix into chunks of whole tiles."""
+def _readable_ranges(format: Format) -> list[range]:
+    """A matrix's rows in ranges of whole tiles that can be read at once."""
     rows, columns = format.shape
-    tile = format.tile_rows
-    step = max(1, CHUNK_BYTES // format.nbytes(tile, columns)) * tile
-    starts = range(0, rows, step)
-    return [_chunk(array, format, range(start, min(start + step, rows))) for start in starts]
+    step = max(1, CHUNK_BYTES // format.nbytes(format.tile_rows, columns)) * format.tile_rows
+    return [range(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
-def _chunk(array: StoredArray, format: Format, rows: range) -> Chunk:
-    columns = format.shape[1]
-    begin, end = format.nbytes(rows.start, columns), format.nbytes(rows.stop, columns)
-    return Chunk(array, rows, array.offset + begin, end - begin)
+def _bytes_of(array: StoredArray, format: Format, rows: range) -> Chunk:
+    """Where some rows lie, which begin with a block."""
+    begin, end = (format.nbytes(row, format.shape[1]) for row in (rows.start, rows.stop))
+    return Chunk(array.path, array.offset + begin, end - begin)
+
+
+def _extend(chunks: list[Chunk], part: Chunk) -> None:
+    """Read a part together with the last chunk, if that is not too much, or apart."""
+    if chunks and chunks[-1].path == part.path:
+        last = chunks[-1]
+        together = part.offset + part.nbytes - last.offset
+        if last.nbytes < together <= CHUNK_BYTES:
+            chunks[-1] = replace(last, nbytes=together)
+            return
+    chunks.append(part)
+
+
+class Part(NamedTuple):
+    """Some rows of a matrix, and the number of the chunk in which they are."""
+
+    chunk: int
+    rows: range
 
 
 class Tile:
@@ -135,28 +186,6 @@ class Tile:
         self.done = done
 
 
-def _nothing() -> None:
-    """What a tile that stays in memory needs when it is done."""
-
-
-class _ChunkInUse:
-    """Gives a chunk back to the stream when the last of its tiles is done."""
-
-    def __init__(self, stream: Stream, number: int, tiles: int) -> None:
-        self._stream = stream
-        self._number = number
-        self._left = tiles
-        self._lock = threading.Lock()
-
-    def tile_done(self) -> None:
-        """One tile is not needed any more."""
-        with self._lock:
-            self._left -= 1
-            last = self._left == 0
-        if last:
-            self._stream.release(self._number)
-
-
 class Matrix:
     """A handle on a big matrix (outputs, inputs), whose rows lie in memory or on disk.
 
@@ -167,13 +196,13 @@ class Matrix:
     """
 
     def __init__(
-        self, array: StoredArray, format: Format, chunks: range, store: WeightStore
+        self, array: StoredArray, format: Format, parts: Sequence[Part], store: WeightStore
     ) -> None:
         self.shape = format.shape
         self.format = format
         self.team = store.team
         self._array = array
-        self._chunks = chunks
+        self._parts = parts
         self._store = store
 
     def tiles(self) -> Iterator[Tile]:
@@ -182,45 +211,41 @@ class Matrix:
         Raises:
             NumpyBloomError: they cannot be read.
         """
-        stream = self._store.stream
-        for number in self._chunks:
-            content = stream.get(number)
-            kept = stream.kept(number)
+        for part in self._parts:
+            content = self._store.chunk(part.chunk)
+            kept = self._store.stream.kept(part.chunk)
             if kept is None:
-                yield from self._cut(number, content, stays=False)
+                yield from self._cut(part, content)
             else:
-                if not kept:
-                    kept += self._cut(number, content, stays=True)
-                yield from kept
+                if self not in kept:
+                    kept[self] = list(self._cut(part, content))
+                yield from kept[self]
 
-    def _cut(self, number: int, content: memoryview, *, stays: bool) -> list[Tile]:
-        """The tiles of a chunk, which must be given back unless it stays in memory."""
-        stream, format = self._store.stream, self.format
-        rows, columns = stream.chunks[number].rows, format.shape[1]
-        stored = np.frombuffer(content, np.uint8)
-        starts = rows[:: format.tile_rows]
-        done = _nothing if stays else _ChunkInUse(stream, number, len(starts)).tile_done
-        tiles = []
-        for start in starts:
-            tile = slice(start, min(start + format.tile_rows, rows.stop))
-            end = format.nbytes(tile.stop - start, columns)
-            tiles.append(Tile(tile, format.tile(stored[:end], tile), done))
-            stored = stored[end:]
-        return tiles
+    def _cut(self, part: Part, content: memoryview) -> Iterator[Tile]:
+        """The tiles of one part, whose chunk's bytes are at hand."""
+        format, stop = self.format, part.rows.stop
+        done = partial(self._store.tile_done, part.chunk)
+        for start in part.rows[:: format.tile_rows]:
+            rows = range(start, min(start + format.tile_rows, stop))
+            tile = _bytes_of(self._array, format, rows)
+            skip = tile.offset - self._store.stream.chunks[part.chunk].offset
+            stored = np.frombuffer(content, np.uint8, tile.nbytes, skip)
+            place = slice(rows.start, rows.stop)
+            yield Tile(place, format.tile(stored, place), done)
 
     def release(self) -> None:
         """No tile of it is needed any more, done or not."""
-        self._store.stream.release()
+        self._store.release()
 
     def row(self, number: int) -> Floats:
         """One row (inputs,) as float32: from memory if its chunk is pinned, else from disk."""
-        stream, format = self._store.stream, self.format
+        format = self.format
         within = None
-        if self._chunks:
-            within = self._chunks[number // len(stream.chunks[self._chunks[0]].rows)]
+        if self._parts:  # all have as many rows as the first, but for the last one
+            within = self._parts[number // len(self._parts[0].rows)].chunk
         start = number - number % format.block_rows
         rows = range(start, min(start + format.block_rows, format.shape[0]))
-        content = stream.read(_chunk(self._array, format, rows), within)
+        content = self._store.stream.read(_bytes_of(self._array, format, rows), within)
         tile = format.tile(np.frombuffer(content, np.uint8), slice(rows.start, rows.stop))
         row: Floats = format.widen(tile)[number - start]
         return row

@@ -11,13 +11,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.weights.files import DirectFiles, page_buffer
-from numpy_bloom.weights.safetensors_file import StoredArray
 
 READERS = 3
 """Reader threads: enough requests in flight to keep an NVMe disk busy."""
@@ -31,16 +31,9 @@ GOLDEN = 0.6180339887498949
 
 @dataclass(frozen=True)
 class Chunk:
-    """Rows of a matrix, read from disk in one piece.
+    """`nbytes` bytes of a file from `offset`, read from disk in one piece."""
 
-    Attributes:
-        array: the matrix.
-        rows: which of its rows.
-        offset, nbytes: where they lie in the array's file.
-    """
-
-    array: StoredArray
-    rows: range
+    path: Path
     offset: int
     nbytes: int
 
@@ -72,7 +65,7 @@ class Stream:
         nbytes: of all chunks.
         buffer_bytes: what read-ahead takes if not all of them are pinned.
         bytes_pinned: of chunks that are held in memory.
-        bytes_read: of chunks and rows read from disk and handed out so far.
+        bytes_read: of chunks and parts read from disk and handed out so far.
     """
 
     def __init__(self, chunks: Sequence[Chunk], files: DirectFiles) -> None:
@@ -89,7 +82,7 @@ class Stream:
         # hence `with self._lock`, not `with self._changed`.
         self._changed = threading.Condition(self._lock)
         self._pinned: dict[int, memoryview] = {}
-        self._kept: dict[int, list[Any]] = {}
+        self._kept: dict[int, dict[Any, Any]] = {}
         self._threads: list[threading.Thread] = []
         self._buffers: list[memoryview] = []
         self._reads: list[_Read] = []  # in the order of use; each owns its buffer
@@ -126,11 +119,11 @@ class Stream:
             self.bytes_read += self.chunks[number].nbytes
             return read.content
 
-    def read(self, rows: Chunk, within: int | None) -> memoryview:
-        """The bytes of some rows, out of order.
+    def read(self, part: Chunk, within: int | None) -> memoryview:
+        """Some bytes, out of order.
 
         Args:
-            rows: which ones.
+            part: which ones.
             within: the number of the chunk that they are part of, if it is one of this stream.
 
         Raises:
@@ -139,11 +132,11 @@ class Stream:
         self._check_open()
         content = None if within is None else self._pinned.get(within)
         if content is not None and within is not None:
-            skip = rows.offset - self.chunks[within].offset
-            return content[skip : skip + rows.nbytes]
-        content = self._read_apart(rows)
+            skip = part.offset - self.chunks[within].offset
+            return content[skip : skip + part.nbytes]
+        content = self._read_apart(part)
         with self._lock:
-            self.bytes_read += rows.nbytes
+            self.bytes_read += part.nbytes
         return content
 
     def release(self, number: int | None = None) -> None:
@@ -154,10 +147,10 @@ class Stream:
             ]
             self._changed.notify_all()
 
-    def kept(self, number: int) -> list[Any] | None:
+    def kept(self, number: int) -> dict[Any, Any] | None:
         """What its user has made of a pinned chunk's bytes; None if the chunk is not pinned.
 
-        The list is the user's to fill; it lives until the chunk is pinned no more.
+        The dict is the user's to fill; it lives until the chunk is pinned no more.
         """
         return self._kept.get(number)
 
@@ -231,9 +224,7 @@ class Stream:
             assert read is not None
             chunk = self.chunks[read.number]
             try:
-                read.content = self._files.read(
-                    chunk.array.path, chunk.offset, chunk.nbytes, read.buffer
-                )
+                read.content = self._files.read(chunk.path, chunk.offset, chunk.nbytes, read.buffer)
             except Exception as error:  # handed to whoever asks for the chunk
                 read.errors.append(error)
             with self._lock:
@@ -293,15 +284,14 @@ class Stream:
         """Pin these chunks and no others, at once, so that no reader sees a part of them."""
         with self._lock:
             self._pinned = pinned
-            self._kept = {number: self._kept.get(number, []) for number in pinned}
+            self._kept = {number: self._kept.get(number, {}) for number in pinned}
             self.bytes_pinned = sum(self.chunks[number].nbytes for number in pinned)
             self._forget_until(None)
             self._next = 0
 
-    def _read_apart(self, rows: Chunk) -> memoryview:
-        """Read rows into a buffer of their own."""
-        buffer = page_buffer(rows.nbytes)
-        return self._files.read(rows.array.path, rows.offset, rows.nbytes, buffer)
+    def _read_apart(self, part: Chunk) -> memoryview:
+        """Read bytes into a buffer of their own."""
+        return self._files.read(part.path, part.offset, part.nbytes, page_buffer(part.nbytes))
 
     def close(self) -> None:
         """End the reader threads and give back all memory."""

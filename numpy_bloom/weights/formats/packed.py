@@ -73,9 +73,9 @@ class PackedBFloat16(Format):
         }
 
     def scratch_bytes(self, tokens: int) -> int:
-        """A tile in bfloat16, a quarter of it, and what bfloat16 takes."""
+        """A tile in bfloat16, a half of it, and what bfloat16 takes."""
         unpacked = 2 * self.tile_rows * self.shape[1]
-        return unpacked + unpacked // 4 + self._unpacked.scratch_bytes(tokens)
+        return unpacked + unpacked // 2 + self._unpacked.scratch_bytes(tokens)
 
     def tile(self, content: Bytes, rows: slice) -> Tile:
         columns = self.shape[1]
@@ -116,20 +116,25 @@ class PackedBFloat16(Format):
         return patterns.reshape(filled, columns)[:rows]
 
     def _unpack_blocks(self, blocks: Patterns, patterns: Patterns) -> None:
-        """Unpack blocks (n, 3, R/4 · inputs) into (n, 4, R/4 · inputs)."""
+        """Unpack blocks (n, 3, R/4 · inputs) into (n, 4, R/4 · inputs).
+
+        Each step takes in as much as it can: NumPy works best in few, long runs.
+        """
         low, four_bits = blocks[:, :2], blocks[:, 2]
-        wide = scratch(-(-four_bits.size // 2), place=2).view(np.uint16)[: four_bits.size]
-        wide = wide.reshape(four_bits.shape)
-        np.bitwise_and(low, 0xFF, out=patterns[:, :2])
-        np.right_shift(low, 8, out=patterns[:, 2:])
-        for i in range(4):
-            # A product in place of a shift to the left, which NumPy does at half its speed. It
-            # brings the sign to the last bit, where the arithmetic shift leaves it.
-            np.multiply(four_bits, 1 << (12 - 4 * i), out=wide)
-            np.right_shift(wide.view(np.int16), 4, out=wide.view(np.int16))
-            np.bitwise_and(wide, _SIGN_AND_EXPONENT, out=wide)
-            np.add(wide, self._base, out=wide)
-            np.bitwise_or(patterns[:, i], wide, out=patterns[:, i])
+        # The sign comes to the last bit, where an arithmetic shift leaves it. (A product shifts to
+        # the left twice as fast as NumPy's own shift.)
+        for i in range(3):
+            np.multiply(four_bits, 1 << (12 - 4 * i), out=patterns[:, i])
+        signed = patterns.view(np.int16)
+        np.right_shift(signed[:, :3], 4, out=signed[:, :3])
+        np.right_shift(four_bits.view(np.int16), 4, out=signed[:, 3])
+        np.bitwise_and(patterns, _SIGN_AND_EXPONENT, out=patterns)
+        np.add(patterns, self._base, out=patterns)
+        part = scratch(-(-low.size // 2), place=2).view(np.uint16)[: low.size].reshape(low.shape)
+        np.bitwise_and(low, 0xFF, out=part)
+        np.bitwise_or(patterns[:, :2], part, out=patterns[:, :2])
+        np.right_shift(low, 8, out=part)
+        np.bitwise_or(patterns[:, 2:], part, out=patterns[:, 2:])
 
 
 def _filled_up(rows: int) -> int:
