@@ -14,6 +14,7 @@ import argparse
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +24,7 @@ import numpy as np
 from disk import disk_pairs, disk_table
 from engines import ENGINES, OURS
 from machine import describe
-from memory_group import can_drop_page_cache, can_limit
+from memory_group import can_drop_page_cache, can_limit, disk_group
 from pairs import Setting, run_pairs, summarize, table
 from report import tell
 from sweeps import memory_sweep, memory_table, tokens_sweep, tokens_table
@@ -77,6 +78,7 @@ def main() -> None:
     add("--new-tokens", type=int, metavar="N", help=_default("of a run", "new_tokens"))
     add("--threads", type=int, default=default_threads(), metavar="N", help="of every engine")
     add("--memory", metavar="SIZE", help=_default("our dial", "memory"))
+    add("--disk-rate", metavar="SIZE", help="hold all to so much a second, such as 1GB; needs root")
     add("--group", default="700MB", help="streamed: the memory group (default: %(default)s)")
     add("--sizes", default="200MB,300MB,500MB,750MB,1GB,1.25GB,all", help="memory: the dial")
     add("--counts", default="1,2,4,8,16,32,64,128", help="tokens: in the pass")
@@ -102,8 +104,9 @@ def main() -> None:
     random = np.random.default_rng(0)
     prompt = random.integers(3, config["vocab_size"], args.prompt_tokens).tolist()
     measure = {"disk": _disk, "memory": _memory, "tokens": _tokens}.get(args.mode, _pairs)
-    text, measured = measure(args, prompt)
-    result |= measured
+    with disk_group(args.prepared, parse_size(args.disk_rate)) if args.disk_rate else nullcontext():
+        text, measured = measure(args, prompt)
+    result |= {"disk_rate": args.disk_rate} | measured
     target = args.out / f"{args.mode}.json"
     description = (
         f"model: {result['model']}; prompt of {args.prompt_tokens} tokens, "

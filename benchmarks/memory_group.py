@@ -1,4 +1,4 @@
-"""The conditions of a model larger than memory: a memory limit and a cold page cache.
+"""The conditions of a model larger than memory: a memory limit, a cold page cache, a steady disk.
 
 Both need root on Linux. Control groups of version 1 and 2 are known:
 https://docs.kernel.org/admin-guide/cgroup-v2.html
@@ -31,6 +31,32 @@ def memory_group(nbytes: int) -> Iterator[Path]:
         (group / ("memory.limit_in_bytes" if version_1 else "memory.max")).write_text(str(nbytes))
         yield group
     finally:
+        _remove(group)
+
+
+@contextmanager
+def disk_group(path: Path, rate: int) -> Iterator[None]:
+    """Hold this process, and those that it starts meanwhile, to a rate of reading from a disk.
+
+    Disks that are shared have moods; one that is held below the worst of them is the same for all.
+
+    Args:
+        path: lies on the disk.
+        rate: bytes per second.
+
+    Raises:
+        OSError: there are no control groups of version 1, or no right to make one.
+    """
+    device = path.stat().st_dev
+    group = CGROUPS / "blkio" / f"numpy-bloom-{os.getpid()}"
+    group.mkdir()
+    try:
+        limit = f"{os.major(device)}:{os.minor(device)} {rate}"
+        (group / "blkio.throttle.read_bps_device").write_text(limit)
+        (group / "cgroup.procs").write_text(str(os.getpid()))
+        yield
+    finally:
+        (CGROUPS / "blkio/cgroup.procs").write_text(str(os.getpid()))
         _remove(group)
 
 

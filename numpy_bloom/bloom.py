@@ -4,14 +4,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from numpy_bloom.errors import NumpyBloomError, check_whole
+from numpy_bloom.errors import NumpyBloomError, OptionError, check_whole
+from numpy_bloom.generation.batch import Batch
+from numpy_bloom.generation.continuation import Continuation
+from numpy_bloom.generation.drafts import PROMPT_LOOKUP, Drafter, DraftModel, PromptLookup
 from numpy_bloom.generation.loop import Generation
 from numpy_bloom.generation.sampling import SamplingOptions
+from numpy_bloom.generation.text import TextStream
 from numpy_bloom.model.config import BloomConfig, eos_token_ids
 from numpy_bloom.model.forward import TokenIds
 from numpy_bloom.model.model import Model
@@ -149,27 +154,13 @@ class Bloom:
             return ""
         return str(self.tokenizer.decode(token_ids, skip_special_tokens=False))
 
-    def generate(
-        self,
-        prompt: str | npt.ArrayLike,
-        *,
-        max_new_tokens: int = 128,
-        stop: Sequence[str] = (),
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float = 1.0,
-        seed: int | None = None,
-    ) -> Generation:
+    def generate(self, prompt: str | npt.ArrayLike, **options: Any) -> Generation:
         """Continue a prompt, token by token.
 
         Args:
             prompt: a text, or its token ids (T,).
-            max_new_tokens: stop after so many.
-            stop: stop before any of these texts.
-            temperature, top_k, top_p, min_p, repetition_penalty, seed: how tokens are chosen, see
-                `SamplingOptions`; greedily by default.
+            options: those of `generate_batch`: max_new_tokens, stop, temperature, top_k, top_p,
+                min_p, repetition_penalty, seed, draft_model, draft_tokens.
 
         Returns:
             An iterator of `Token` (.id, .logprob, .text) that computes each one when it is asked
@@ -179,17 +170,116 @@ class Bloom:
             NumpyBloomError: an option is out of range, the prompt is empty, or an id is not in
                 the vocabulary.
         """
-        ids = self.encode(prompt) if isinstance(prompt, str) else prompt
-        return Generation(
-            self.model,
-            self.tokenizer,
-            token_id_array(ids, self.config),
-            max_new_tokens=max_new_tokens,
-            stop=stop,
-            sampling=SamplingOptions(
-                temperature, top_k, top_p, min_p, repetition_penalty=repetition_penalty, seed=seed
-            ),
+        return self.generate_batch([prompt], **options)[0]
+
+    def generate_batch(
+        self,
+        prompts: Sequence[str | npt.ArrayLike],
+        *,
+        num_samples: int = 1,
+        max_new_tokens: int = 128,
+        stop: Sequence[str] = (),
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        seed: int | None = None,
+        draft_model: "Bloom | str | None" = None,
+        draft_tokens: int = 8,
+    ) -> list[Generation]:
+        """Continue several prompts together: each pass over the weights serves all of them.
+
+        Args:
+            prompts: texts, or their token ids (T,).
+            num_samples: how many times each prompt is continued, which needs sampling.
+            max_new_tokens: stop after so many.
+            stop: stop before any of these texts.
+            temperature, top_k, top_p, min_p, repetition_penalty, seed: how tokens are chosen, see
+                `SamplingOptions`; greedily by default.
+            draft_model: what guesses at tokens that a pass then verifies together: another model
+                with the same vocabulary, or `prompt-lookup`, the text itself. The distribution of
+                the continuations is the same as without. A model is held in memory whole, and what
+                it takes is taken from the memory of this one.
+            draft_tokens: most guesses at a time.
+
+        Returns:
+            For each prompt `num_samples` iterators of `Token`, see `generate`. Whichever is asked
+            for a token, all of them go on.
+
+        Raises:
+            NumpyBloomError: an option is out of range, a prompt is empty, an id is not in the
+                vocabulary, or the draft model has another vocabulary or does not fit.
+        """
+        check_whole("num_samples", num_samples, 1)
+        check_whole("max_new_tokens", max_new_tokens, 1)
+        check_whole("draft_tokens", draft_tokens, 1)
+        sampling = SamplingOptions(
+            temperature, top_k, top_p, min_p, repetition_penalty=repetition_penalty, seed=seed
         )
+        if num_samples > 1 and sampling.effective_temperature == 0:
+            raise OptionError(
+                f"num_samples is {num_samples}, but greedy samples are all the same; give a "
+                "temperature"
+            )
+        texts = [
+            token_id_array(self.encode(prompt) if isinstance(prompt, str) else prompt, self.config)
+            for prompt in prompts
+            for _ in range(num_samples)
+        ]
+        if not texts:
+            raise NumpyBloomError("there are no prompts; give at least one")
+        capacities = [len(ids) + max_new_tokens - 1 for ids in texts]
+        drafters = self._drafters(draft_model, capacities, sampling)
+        entropy = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
+        continuations: list[Continuation] = []
+        for number, (ids, drafter) in enumerate(zip(texts, drafters, strict=True)):
+            first = number - number % num_samples
+            continuations.append(
+                Continuation(
+                    ids.tolist(),
+                    max_new_tokens=max_new_tokens,
+                    eos_token_ids=self.config.eos_token_ids,
+                    text=TextStream(self.tokenizer, stop),
+                    sampling=sampling,
+                    seed=[entropy, number],
+                    drafter=drafter,
+                    draft_tokens=draft_tokens,
+                    source=continuations[first] if number > first else None,
+                )
+            )
+        batch = Batch(self.model, continuations, draft_tokens if draft_model else 0)
+        return [Generation(batch, continuation) for continuation in continuations]
+
+    def _drafters(
+        self, draft_model: "Bloom | str | None", capacities: list[int], sampling: SamplingOptions
+    ) -> list[Drafter | None]:
+        """What guesses for each text, of which at most so many tokens are ever cached."""
+        if draft_model is None:
+            return [None] * len(capacities)
+        if draft_model == PROMPT_LOOKUP:
+            return [PromptLookup() for _ in capacities]
+        if not isinstance(draft_model, Bloom):
+            raise OptionError(
+                f"draft_model is {draft_model!r}; expected {PROMPT_LOOKUP!r} or a loaded model"
+            )
+        draft = draft_model.model
+        if draft_model.config.vocab_size != self.config.vocab_size or (
+            _vocabulary(draft_model.tokenizer) != _vocabulary(self.tokenizer)
+        ):
+            raise NumpyBloomError("the draft model has another vocabulary; choose another one")
+        caches = draft.prepare(cache_tokens=capacities, pass_tokens=max(capacities), logit_rows=1)
+        if draft.memory < draft.memory_for_all:
+            raise NumpyBloomError(
+                f"the draft model needs {draft.memory_for_all / 1e6:,.1f} MB of memory to be held "
+                f"there whole, {draft.memory / 1e6:,.1f} MB may be used; choose a smaller one"
+            )
+        self.model.memory_elsewhere = draft.memory_for_all
+        return [DraftModel(draft, cache, sampling) for cache in caches]
+
+
+def _vocabulary(tokenizer: Tokenizer | None) -> dict[str, int] | None:
+    return None if tokenizer is None else tokenizer.get_vocab()
 
 
 def _config(folder: Path) -> BloomConfig:

@@ -76,6 +76,11 @@ class KVCache:
         """The tokens that were appended are of the past."""
         self.length += tokens
 
+    def copy_prefix(self, other: "KVCache", tokens: int) -> None:
+        """Begin with the first tokens of another sequence."""
+        self._arrays[:, :, :, :tokens] = other._arrays[:, :, :, :tokens]
+        self.length = tokens
+
 
 class OnePassCache:
     """For a sequence that begins and ends with one pass: nothing is kept of it.

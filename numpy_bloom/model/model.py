@@ -39,6 +39,7 @@ class Model:
         parameters: all of them, as a tree.
         memory: bytes that everything together may take.
         memory_for_all: what the run prepared last would need to read nothing from disk.
+        memory_elsewhere: bytes of `memory` that something else takes, such as a draft model.
     """
 
     def __init__(self, config: BloomConfig, store: WeightStore, memory: int) -> None:
@@ -48,6 +49,7 @@ class Model:
         self.parameters = bloom_parameters(store, config)
         self.memory = memory
         self.memory_for_all = 0
+        self.memory_elsewhere = 0
         # The runs that are not over: the caches of each, and what its largest pass needs.
         self._runs: weakref.WeakKeyDictionary[Cache, int] = weakref.WeakKeyDictionary()
         self._one_at_a_time = threading.Lock()
@@ -134,7 +136,8 @@ class Model:
         runs = dict(self._runs)
         cached = cache_tokens + sum(cache.capacity for cache in runs)
         held = KVCache.nbytes(self.config, cached)
-        return self.store.vector_bytes + held + max(working, *runs.values(), 0)
+        vectors = self.store.vector_bytes
+        return vectors + held + max(working, *runs.values(), 0) + self.memory_elsewhere
 
     def _least_weights(self, *, resident: bool) -> int:
         """Bytes that weights take at least: all there are, or the buffers they pass through."""

@@ -1,0 +1,108 @@
+"""Several texts in each pass over the weights."""
+
+import time
+from collections import deque
+from collections.abc import Iterable
+
+import numpy as np
+
+from numpy_bloom.generation.continuation import Continuation, PassStats
+from numpy_bloom.model.cache import KVCache
+from numpy_bloom.model.model import Model, check_finite
+
+PASS_TOKENS = 512
+"""A pass takes in no further prompt once it has so many tokens."""
+
+
+class Batch:
+    """Texts that are continued together.
+
+    Each step is one pass. Texts that have ended leave, and those that wait join as soon as the
+    memory for their keys and values is there: as many as fit, if weights are read from disk in
+    every pass; else as many as leave all weights in memory.
+
+    Args:
+        model: continues them.
+        texts: join in this order.
+        draft_tokens: most guesses that each of them makes.
+    """
+
+    def __init__(self, model: Model, texts: Iterable[Continuation], draft_tokens: int = 0) -> None:
+        self._model = model
+        self._waiting = deque(texts)
+        self._active: list[Continuation] = []
+        self._rows = draft_tokens + 1  # of logits that each may want
+        longest = max(len(text.prompt_token_ids) for text in self._waiting)
+        together = sum(len(text.prompt_token_ids) for text in self._waiting)
+        self._pass_tokens = max(longest, min(together, PASS_TOKENS))
+        self._admit()
+
+    def step(self) -> None:
+        """Make one pass.
+
+        Raises:
+            NumpyBloomError: weights are damaged or cannot be read, or the memory does not suffice.
+        """
+        self._dismiss()
+        self._admit()
+        active = self._active
+        start, read = time.perf_counter(), self._model.stream.bytes_read
+        caches = [_cache_of(text) for text in active]
+        lengths = [cache.length for cache in caches]
+        try:
+            feeds = [text.feed() for text in active]
+            rows = [text.rows for text in active]
+            logits = self._model.run(feeds, caches, last=rows)
+            check_finite(logits)
+            for text, part in zip(active, np.split(logits, np.cumsum(rows)[:-1]), strict=True):
+                text.take(part)
+        except BaseException:  # Ctrl-C for one: the pass can be repeated
+            for cache, length in zip(caches, lengths, strict=True):
+                cache.length = min(cache.length, length)
+            raise
+        took = PassStats(
+            time.perf_counter() - start,
+            self._model.stream.bytes_read - read,
+            self._model.stream.bytes_pinned,
+        )
+        for text in active:
+            text.passes.append(took)
+        self._dismiss()
+
+    def _dismiss(self) -> None:
+        """Let texts leave that have ended."""
+        for text in self._active:
+            if text.finish_reason is not None:
+                text.cache = None
+        self._active = [text for text in self._active if text.finish_reason is None]
+
+    def _admit(self) -> None:
+        """Let waiting texts join while there is room."""
+        tokens = len(self._active) * self._rows
+        while self._waiting:
+            text = self._waiting[0]
+            source = text.source.cache if text.source else None
+            if source is not None and source.length == 0:  # in the next pass it has the prompt
+                return
+            # All but the prompt's last token can be taken over: its logits are wanted.
+            known = 0 if source is None else len(text.prompt_token_ids) - 1
+            tokens += len(text.prompt_token_ids) - known
+            rows = (len(self._active) + 1) * self._rows
+            most = max(self._pass_tokens, rows)
+            cached = [text.cache_tokens]
+            if self._active and (
+                tokens > most
+                or not self._model.has_room(cache_tokens=cached, pass_tokens=most, logit_rows=rows)
+            ):
+                return
+            (text.cache,) = self._model.prepare(
+                cache_tokens=cached, pass_tokens=most, logit_rows=rows
+            )
+            if source is not None:
+                text.cache.copy_prefix(source, known)
+            self._active.append(self._waiting.popleft())
+
+
+def _cache_of(text: Continuation) -> KVCache:
+    assert text.cache is not None
+    return text.cache

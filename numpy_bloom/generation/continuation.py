@@ -1,0 +1,190 @@
+"""One text that is being continued: what it feeds to a pass, and what it makes of the logits."""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from numpy_bloom.generation.drafts import Draft, Drafter
+from numpy_bloom.generation.sampling import (
+    SamplingOptions,
+    draw,
+    next_token_distribution,
+    verify,
+)
+from numpy_bloom.generation.text import TextStream
+from numpy_bloom.model.cache import KVCache
+from numpy_bloom.model.forward import TokenIds
+from numpy_bloom.weights.dtypes import Floats
+
+NO_DRAFT = Draft([], [])
+
+
+@dataclass(frozen=True)
+class Token:
+    """One generated token.
+
+    Attributes:
+        id: its number.
+        logprob: natural logarithm of its probability under the model itself, before any option
+            changes the distribution.
+        text: the text that is certain with it; may be empty, or belong to earlier tokens.
+    """
+
+    id: int
+    logprob: float
+    text: str
+
+
+@dataclass(frozen=True)
+class PassStats:
+    """What one pass took: its seconds, the bytes of weights read from disk, and of those pinned."""
+
+    seconds: float
+    bytes_read: int
+    bytes_pinned: int
+
+
+class Continuation:
+    """A prompt and its continuation so far.
+
+    Args:
+        prompt_token_ids: not empty.
+        max_new_tokens: it ends after so many.
+        eos_token_ids: it ends after any of these.
+        text: makes text of the new tokens.
+        sampling: how they are chosen.
+        seed: the draw at each place of the text depends on these numbers and that place alone.
+        drafter: guesses, if there are to be any.
+        draft_tokens: most that are guessed at a time.
+        source: another continuation of the same prompt, whose keys and values of it can be taken.
+
+    Attributes:
+        prompt_token_ids, token_ids, text, finish_reason: see `Generation`.
+        ready: new tokens that nobody has taken yet.
+        cache: keys and values of the tokens before the last one; None before and after its passes.
+        passes: those in which it took part.
+    """
+
+    def __init__(
+        self,
+        prompt_token_ids: list[int],
+        *,
+        max_new_tokens: int,
+        eos_token_ids: Sequence[int],
+        text: TextStream,
+        sampling: SamplingOptions,
+        seed: Sequence[int],
+        drafter: Drafter | None = None,
+        draft_tokens: int = 0,
+        source: "Continuation | None" = None,
+    ) -> None:
+        self.prompt_token_ids = prompt_token_ids
+        self.token_ids: list[int] = []
+        self.text = ""
+        self.finish_reason: str | None = None
+        self.ready: deque[Token] = deque()
+        self.cache: KVCache | None = None
+        self.passes: list[PassStats] = []
+        self.source = source
+        self._max_new_tokens = max_new_tokens
+        self._eos_token_ids = eos_token_ids
+        self._text = text
+        self._sampling = sampling
+        self._seed = seed
+        self._drafter = drafter
+        self._most_guesses = draft_tokens
+        self._guesses = draft_tokens
+        self._draft = NO_DRAFT
+
+    @property
+    def cache_tokens(self) -> int:
+        """Tokens that its cache must hold. The last new token is never fed back."""
+        return len(self.prompt_token_ids) + self._max_new_tokens - 1
+
+    def feed(self) -> TokenIds:
+        """The tokens of its next pass: what the cache lacks, then a guess at what follows."""
+        assert self.cache is not None
+        ids = self.prompt_token_ids + self.token_ids
+        self._draft = NO_DRAFT
+        # The last token of all needs no guess: it comes with the pass in any case.
+        count = min(self._guesses, self._max_new_tokens - len(self.token_ids) - 1)
+        if self._drafter is not None and self.token_ids and count > 0:
+            self._draft = self._drafter.propose(ids, count, self._random(len(ids), drafting=True))
+        return np.array(ids[self.cache.length :] + self._draft.ids, dtype=np.int64)
+
+    @property
+    def rows(self) -> int:
+        """How many of the last tokens it feeds must meet the vocabulary."""
+        return len(self._draft.ids) + 1
+
+    def take(self, logits: Floats) -> None:
+        """Go on by what a pass has found: the guesses that hold, and one token more.
+
+        Nothing is changed before all of them are chosen, so a pass can be repeated that was cut
+        short by Ctrl-C.
+
+        Args:
+            logits: (rows, V) float32.
+        """
+        assert self.cache is not None
+        chosen = self._choose(logits)
+        for token_id, logprob in chosen:
+            self.ready.append(Token(token_id, logprob, self._read(token_id)))
+            if self.finish_reason is not None:
+                break
+        self.cache.length = len(self.prompt_token_ids) + len(self.token_ids) - 1
+        self._adapt(len(chosen) - 1)
+
+    def _choose(self, logits: Floats) -> list[tuple[int, float]]:
+        """The next tokens, each with its log-probability."""
+        ids = self.prompt_token_ids + self.token_ids
+        chosen: list[tuple[int, float]] = []
+        guesses = zip(self._draft.ids, self._draft.distributions, strict=True)
+        for row in logits:
+            probabilities = next_token_distribution(row, ids, self._sampling)
+            random = self._random(len(ids))
+            guess, guessed_with = next(guesses, (None, None))
+            if guess is None:
+                token_id = draw(probabilities, random)
+            else:
+                token_id = verify(probabilities, guess, guessed_with, random)
+            ids.append(token_id)
+            chosen.append((token_id, _logprob(row, token_id)))
+            if token_id != guess or token_id in self._eos_token_ids:
+                break
+        return chosen
+
+    def _random(self, place: int, *, drafting: bool = False) -> np.random.Generator:
+        """What the token at one place of the text, or the guess at it, is drawn with."""
+        return np.random.default_rng([*self._seed, place, drafting])
+
+    def _read(self, token_id: int) -> str:
+        """Take one more token; the text that is certain with it. Notices when it is the last."""
+        self.token_ids.append(token_id)
+        text = ""
+        if token_id in self._eos_token_ids:
+            self.finish_reason = "eos"
+        else:
+            text = self._text.step(token_id)
+            if len(self.token_ids) == self._max_new_tokens:
+                self.finish_reason = "length"
+        if self.finish_reason is not None:
+            text += self._text.finish()
+        if self._text.stopped:
+            self.finish_reason = "stop"
+        self.text += text
+        return text
+
+    def _adapt(self, held: int) -> None:
+        """Guess twice as many as held next time, or as many as allowed if all of them did."""
+        if self._draft.ids:
+            more = 2 * held if held < len(self._draft.ids) else 2 * self._guesses
+            self._guesses = max(1, min(more, self._most_guesses))
+
+
+def _logprob(logits: Floats, token_id: int) -> float:
+    """Logarithm of the softmax at one token."""
+    top = logits.max()
+    return float(logits[token_id] - top - np.log(np.exp(logits - top).sum()))
