@@ -5,7 +5,8 @@
 prints two Markdown tables: GB on disk, and GB that a pass reads. A pass reads each matrix once,
 from disk or from memory; vectors (norms and biases) stay in memory. The word embeddings, which are
 the head too, have the type that conversion gives them by default. Headers of files, the tokenizer
-and the few rows of the embeddings that a pass looks up are not counted.
+and the few rows of the embeddings that a pass looks up are not counted, nor is what does not fit into
+12 bits.
 """
 
 import math
@@ -15,33 +16,25 @@ from make_checkpoint import SHAPES, VOCABULARY
 from report import markdown
 
 from conversion.convert import HEAD_DTYPES
+from numpy_bloom.weights.dtypes import STORED
 from numpy_bloom.weights.folder import EMBEDDINGS, ArrayFile, model_files
+from numpy_bloom.weights.formats import FORMATS
 
-BYTES_A_WEIGHT = {
-    "float32": 4.0,
-    "bfloat16": 2.0,
-    "float16": 2.0,
-    "bfloat16-packed": 1.5,  # weights that do not fit into 12 bits are not counted
-    "int8": 1.0,
-    "int4": 0.5,
-}
 CHECKPOINT_DTYPE = "bfloat16"
 """What `keep` stands for; float16, which some are published in, is as large."""
 VECTOR_BYTES = 2
 """Vectors keep the checkpoint's type: float16 or bfloat16 in all that are published."""
-INT4_GROUP = 32
-"""Weights that share a float16 scale."""
 
 
 def main() -> None:
     """Compute and print."""
-    disk = [("GB on disk", "parameters", *BYTES_A_WEIGHT)]
-    reading = [("GB read by a pass", *BYTES_A_WEIGHT)]
+    disk = [("GB on disk", "parameters", *FORMATS)]
+    reading = [("GB read by a pass", *FORMATS)]
     for model, (hidden, _, blocks) in SHAPES.items():
         files = model_files(blocks, hidden, VOCABULARY)
         shapes = [shape for file in files for shape in file.shapes.values()]
         vectors = VECTOR_BYTES * sum(shape[0] for shape in shapes if len(shape) == 1)
-        matrices = [model_matrix_bytes(dtype, files) for dtype in BYTES_A_WEIGHT]
+        matrices = [model_matrix_bytes(dtype, files) for dtype in FORMATS]
         parameters = f"{sum(map(math.prod, shapes)):,}"
         disk.append((f"bloom-{model}", parameters, *(gigabytes(n + vectors) for n in matrices)))
         reading.append((f"bloom-{model}", *map(gigabytes, matrices)))
@@ -60,18 +53,11 @@ def model_matrix_bytes(dtype: str, files: Sequence[ArrayFile]) -> int:
 
 
 def matrix_bytes(dtype: str, shape: tuple[int, ...]) -> int:
-    """Bytes of a matrix (rows, columns) of a stored type, its scales included.
-
-    int8: a float32 scale for each row and each column. int4: a float16 scale for each group of
-    `INT4_GROUP` weights and a float32 one for each column.
-    """
-    rows, columns = shape
-    weights = rows * columns
-    scales = {
-        "int8": 4 * (rows + columns),
-        "int4": 2 * (weights // INT4_GROUP) + 4 * columns,
-    }
-    return int(weights * BYTES_A_WEIGHT[dtype]) + scales.get(dtype, 0)
+    """Bytes of a matrix of a stored type and of what lies beside it, but for exceptions."""
+    arrays = FORMATS[dtype].arrays(shape).values()
+    return sum(
+        math.prod(sizes) * STORED[stored].itemsize for stored, sizes in arrays if -1 not in sizes
+    )
 
 
 def gigabytes(nbytes: int) -> str:
