@@ -4,9 +4,9 @@
 
 prints two Markdown tables: GB on disk, and GB that a pass reads. A pass reads each matrix once,
 from disk or from memory; vectors (norms and biases) stay in memory. The word embeddings, which are
-the head too, have the type that conversion gives them by default. Headers of files, the tokenizer
-and the few rows of the embeddings that a pass looks up are not counted, nor is what does not fit into
-12 bits.
+the head too, have the type that conversion gives them by default. Headers of files, the tokenizer,
+the few rows of the embeddings that a pass looks up, and weights that do not fit into 12 bits do
+not count.
 """
 
 import math

@@ -1,29 +1,25 @@
 """The object that users hold: a model, its tokenizer, and what one does with them."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from numpy_bloom.errors import NumpyBloomError, OptionError, check_whole
-from numpy_bloom.generation.batch import Batch
-from numpy_bloom.generation.continuation import Continuation
-from numpy_bloom.generation.drafts import PROMPT_LOOKUP, Drafter, DraftModel, PromptLookup
+from numpy_bloom.generation.beams import BeamOptions, BeamSearch
+from numpy_bloom.generation.drafts import PROMPT_LOOKUP, Drafter, PromptLookup, draft_models
+from numpy_bloom.generation.kept import keep, resume
 from numpy_bloom.generation.loop import Generation
 from numpy_bloom.generation.sampling import SamplingOptions
-from numpy_bloom.generation.text import TextStream
-from numpy_bloom.model.config import BloomConfig, eos_token_ids
+from numpy_bloom.generation.start import random_seed, start
+from numpy_bloom.generation.text import TextStream, stop_texts
+from numpy_bloom.inputs import token_id_array
 from numpy_bloom.model.forward import TokenIds
-from numpy_bloom.model.model import Model
+from numpy_bloom.text_model import TextModel
 from numpy_bloom.weights.budget import default_memory, default_threads, parse_size
-from numpy_bloom.weights.dtypes import Floats
-from numpy_bloom.weights.folder import Folder, read_json, read_manifest
-from numpy_bloom.weights.store import WeightStore
 
 DEMO = Path(__file__).parent / "demo"
 """The small model that ships with the package."""
@@ -56,103 +52,8 @@ def load(
     )
 
 
-class Bloom:
-    """An opened BLOOM.
-
-    Attributes:
-        config: its sizes.
-        model: its weights, to run passes with.
-        tokenizer: a `tokenizers.Tokenizer`; None if the folder has no tokenizer.json.
-    """
-
-    def __init__(self, folder: Path, memory: int, threads: int) -> None:
-        read_manifest(folder)  # first of all: is it a converted model?
-        self.config = _config(folder)
-        self.tokenizer = _tokenizer(folder)
-        self._folder = folder
-        sizes = self.config.num_hidden_layers, self.config.hidden_size, self.config.vocab_size
-        self.model = Model(self.config, WeightStore(Folder.open(folder, *sizes), threads), memory)
-
-    def __enter__(self) -> "Bloom":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Give back files and memory. The model cannot be used afterwards."""
-        self.model.close()
-
-    def __call__(self, token_ids: npt.ArrayLike) -> Floats:
-        """Logits of a text at every position.
-
-        Args:
-            token_ids: (T,) integers.
-
-        Returns:
-            (T, V) float32; row t scores the token after t.
-
-        Raises:
-            NumpyBloomError: an id is not in the vocabulary, there are none, or the memory does not
-                suffice.
-        """
-        ids = token_id_array(token_ids, self.config)
-        caches = self.model.prepare_one_pass(lengths=[len(ids)], logit_rows=len(ids))
-        return self.model.run([ids], caches, last=[len(ids)])
-
-    def score(self, token_ids: npt.ArrayLike) -> Floats:
-        """How probable a text's tokens are, each after the ones before it.
-
-        What the logits of `__call__` say too, but (T, V) logits are never made.
-
-        Args:
-            token_ids: (T,) integers.
-
-        Returns:
-            (T - 1,) float32; number t is the natural logarithm of the probability of token t + 1
-            after tokens 0 to t.
-
-        Raises:
-            NumpyBloomError: an id is not in the vocabulary, there are none, or the memory does not
-                suffice.
-        """
-        ids = token_id_array(token_ids, self.config)
-        if len(ids) == 1:
-            return np.empty(0, dtype=np.float32)
-        context, targets = ids[:-1], ids[1:]
-        caches = self.model.prepare_one_pass(lengths=[len(context)], target_rows=len(targets))
-        return self.model.score([context], caches, [targets])
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text. Nothing is added; `</s>` in the text is its token.
-
-        Raises:
-            NumpyBloomError: the model's folder has no tokenizer, or the text is no valid Unicode.
-        """
-        if self.tokenizer is None:
-            raise NumpyBloomError(
-                f"{self._folder} has no tokenizer.json, which text needs; copy it there from the "
-                "checkpoint, or give token ids"
-            )
-        try:
-            ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
-        except TypeError as error:  # of lone surrogates
-            raise NumpyBloomError(f"the text is not valid Unicode: {error}") from error
-        return ids
-
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """Text of token ids, special tokens included; empty without a tokenizer.
-
-        Bytes that are no whole character become U+FFFD.
-        """
-        if self.tokenizer is None:
-            return ""
-        return str(self.tokenizer.decode(token_ids, skip_special_tokens=False))
+class Bloom(TextModel):
+    """An opened BLOOM: what `TextModel` has, and ways to continue texts."""
 
     def generate(self, prompt: str | npt.ArrayLike, **options: Any) -> Generation:
         """Continue a prompt, token by token.
@@ -160,7 +61,8 @@ class Bloom:
         Args:
             prompt: a text, or its token ids (T,).
             options: those of `generate_batch`: max_new_tokens, stop, temperature, top_k, top_p,
-                min_p, repetition_penalty, seed, draft_model, draft_tokens.
+                min_p, repetition_penalty, seed, draft_model, draft_tokens, prompt_cache,
+                ignore_damaged_cache.
 
         Returns:
             An iterator of `Token` (.id, .logprob, .text) that computes each one when it is asked
@@ -187,6 +89,8 @@ class Bloom:
         seed: int | None = None,
         draft_model: "Bloom | str | None" = None,
         draft_tokens: int = 8,
+        prompt_cache: str | Path | None = None,
+        ignore_damaged_cache: bool = False,
     ) -> list[Generation]:
         """Continue several prompts together: each pass over the weights serves all of them.
 
@@ -202,6 +106,10 @@ class Bloom:
                 the continuations is the same as without. A model is held in memory whole, and what
                 it takes is taken from the memory of this one.
             draft_tokens: most guesses at a time.
+            prompt_cache: a file that holds the text, with keys and values, after every pass; for
+                one prompt only. If it is there, what its text has in common with the prompt is not
+                computed again, and it is replaced. See `resume`.
+            ignore_damaged_cache: do without what is damaged of that file; else that is an error.
 
         Returns:
             For each prompt `num_samples` iterators of `Token`, see `generate`. Whichever is asked
@@ -209,7 +117,8 @@ class Bloom:
 
         Raises:
             NumpyBloomError: an option is out of range, a prompt is empty, an id is not in the
-                vocabulary, or the draft model has another vocabulary or does not fit.
+                vocabulary, the draft model has another vocabulary or does not fit, or the file is
+                damaged, of another model, or cannot be written.
         """
         check_whole("num_samples", num_samples, 1)
         check_whole("max_new_tokens", max_new_tokens, 1)
@@ -222,107 +131,176 @@ class Bloom:
                 f"num_samples is {num_samples}, but greedy samples are all the same; give a "
                 "temperature"
             )
-        texts = [
-            token_id_array(self.encode(prompt) if isinstance(prompt, str) else prompt, self.config)
-            for prompt in prompts
-            for _ in range(num_samples)
-        ]
+        texts = [self.token_ids(prompt) for prompt in prompts for _ in range(num_samples)]
         if not texts:
             raise NumpyBloomError("there are no prompts; give at least one")
-        capacities = [len(ids) + max_new_tokens - 1 for ids in texts]
-        drafters = self._drafters(draft_model, capacities, sampling)
-        entropy = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
-        continuations: list[Continuation] = []
-        for number, (ids, drafter) in enumerate(zip(texts, drafters, strict=True)):
-            first = number - number % num_samples
-            continuations.append(
-                Continuation(
-                    ids.tolist(),
-                    max_new_tokens=max_new_tokens,
-                    eos_token_ids=self.config.eos_token_ids,
-                    text=TextStream(self.tokenizer, stop),
-                    sampling=sampling,
-                    seed=[entropy, number],
-                    drafter=drafter,
-                    draft_tokens=draft_tokens,
-                    source=continuations[first] if number > first else None,
-                )
+        kept = None
+        if prompt_cache is not None:
+            if len(texts) > 1:
+                raise OptionError(f"prompt_cache is for one text, there are {len(texts)}")
+            if seed is None:  # the text may have to go on with it
+                sampling = replace(sampling, seed=random_seed())
+            settings = {
+                "max_new_tokens": max_new_tokens,
+                "stop": stop_texts(stop),
+                **asdict(sampling),
+                "draft_model": _draft_name(draft_model),
+                "draft_tokens": draft_tokens,
+            }
+            kept = keep(
+                Path(prompt_cache),
+                self.fingerprint,
+                settings,
+                texts[0].tolist(),
+                ignore_damaged=ignore_damaged_cache,
             )
-        batch = Batch(self.model, continuations, draft_tokens if draft_model else 0)
-        return [Generation(batch, continuation) for continuation in continuations]
+        return start(
+            self.model,
+            self.tokenizer,
+            texts,
+            num_samples=num_samples,
+            max_new_tokens=max_new_tokens,
+            eos_token_ids=self.config.eos_token_ids,
+            stop=stop,
+            sampling=sampling,
+            drafters=self._drafters(draft_model, texts, max_new_tokens, sampling),
+            draft_tokens=draft_tokens,
+            kept=kept,
+        )
+
+    def resume(
+        self,
+        prompt_cache: str | Path,
+        *,
+        prompt: str | npt.ArrayLike | None = None,
+        draft_model: "Bloom | str | None" = None,
+        ignore_damaged_cache: bool = False,
+        **options: Any,
+    ) -> Generation:
+        """Go on with a text that was cut off, as it would have gone on.
+
+        Args:
+            prompt_cache: the file that was given as `prompt_cache`. It says how the text began and
+                what the options were.
+            prompt: if given, must be as it was.
+            draft_model: must be given if it was another model.
+            ignore_damaged_cache: compute what is damaged of the file anew; else that is an error.
+            options: if given, must be as they were.
+
+        Returns:
+            An iterator as from `generate`. It gives all new tokens, at once those that are there.
+
+        Raises:
+            NumpyBloomError: the file is not there, damaged, or of another model, an option differs,
+                or the memory does not suffice.
+        """
+        kept = resume(Path(prompt_cache), self.fingerprint, ignore_damaged=ignore_damaged_cache)
+        if prompt is not None and self.token_ids(prompt).tolist() != kept.prompt_token_ids:
+            raise NumpyBloomError(f"{prompt_cache} holds another prompt; leave this one out")
+        if draft_model is None and kept.settings["draft_model"] is not None:
+            if kept.settings["draft_model"] != PROMPT_LOOKUP:
+                raise OptionError(
+                    f"the text of {prompt_cache} was begun with a draft model; give it again"
+                )
+            draft_model = PROMPT_LOOKUP
+        if "stop" in options:
+            options["stop"] = stop_texts(options["stop"])
+        kept.check({**options, "draft_model": _draft_name(draft_model)})
+        new = [token_id for token_id, _ in kept.new]
+        ids = token_id_array(kept.prompt_token_ids + new, self.config)
+        texts = [ids[: len(kept.prompt_token_ids)]]
+        sampling = SamplingOptions(
+            **{field.name: kept.settings[field.name] for field in fields(SamplingOptions)}
+        )
+        most = kept.settings["max_new_tokens"]
+        (generation,) = start(
+            self.model,
+            self.tokenizer,
+            texts,
+            max_new_tokens=most,
+            eos_token_ids=self.config.eos_token_ids,
+            stop=kept.settings["stop"],
+            sampling=sampling,
+            drafters=self._drafters(draft_model, texts, most, sampling),
+            draft_tokens=kept.settings["draft_tokens"],
+            kept=kept,
+        )
+        return generation
 
     def _drafters(
-        self, draft_model: "Bloom | str | None", capacities: list[int], sampling: SamplingOptions
-    ) -> list[Drafter | None]:
-        """What guesses for each text, of which at most so many tokens are ever cached."""
+        self,
+        draft_model: "Bloom | str | None",
+        texts: Sequence[TokenIds],
+        max_new_tokens: int,
+        sampling: SamplingOptions,
+    ) -> Sequence[Drafter | None]:
+        """What guesses for each text."""
+        self.model.memory_elsewhere = 0
         if draft_model is None:
-            return [None] * len(capacities)
+            return [None] * len(texts)
         if draft_model == PROMPT_LOOKUP:
-            return [PromptLookup() for _ in capacities]
+            return [PromptLookup()] * len(texts)
         if not isinstance(draft_model, Bloom):
             raise OptionError(
                 f"draft_model is {draft_model!r}; expected {PROMPT_LOOKUP!r} or a loaded model"
             )
-        draft = draft_model.model
         if draft_model.config.vocab_size != self.config.vocab_size or (
             _vocabulary(draft_model.tokenizer) != _vocabulary(self.tokenizer)
         ):
             raise NumpyBloomError("the draft model has another vocabulary; choose another one")
-        caches = draft.prepare(cache_tokens=capacities, pass_tokens=max(capacities), logit_rows=1)
-        if draft.memory < draft.memory_for_all:
-            raise NumpyBloomError(
-                f"the draft model needs {draft.memory_for_all / 1e6:,.1f} MB of memory to be held "
-                f"there whole, {draft.memory / 1e6:,.1f} MB may be used; choose a smaller one"
-            )
-        self.model.memory_elsewhere = draft.memory_for_all
-        return [DraftModel(draft, cache, sampling) for cache in caches]
+        drafters = draft_models(draft_model.model, texts, max_new_tokens, sampling)
+        self.model.memory_elsewhere = draft_model.model.memory_for_all
+        return drafters
+
+    def beam_search(
+        self,
+        prompt: str | npt.ArrayLike,
+        *,
+        num_beams: int,
+        max_new_tokens: int = 128,
+        length_penalty: float = 1.0,
+        early_stopping: bool = False,
+        repetition_penalty: float = 1.0,
+        stop: Sequence[str] = (),
+    ) -> BeamSearch:
+        """Continue a prompt with the likeliest text that a beam search finds.
+
+        Each pass over the weights serves all beams. Their keys and values, the prompt's included,
+        are held `num_beams` times.
+
+        Args:
+            prompt: a text, or its token ids (T,).
+            num_beams: how many continuations are followed at once.
+            max_new_tokens: of each.
+            length_penalty, early_stopping, repetition_penalty: see `BeamOptions`.
+            stop: the text that is found is cut before any of these.
+
+        Returns:
+            An iterator of `Token` as from `generate`, with a `score`. The first token comes when
+            the search is over.
+
+        Raises:
+            NumpyBloomError: an option is out of range, the prompt is empty, an id is not in the
+                vocabulary, or the memory does not suffice.
+        """
+        options = BeamOptions(
+            num_beams=num_beams,
+            max_new_tokens=max_new_tokens,
+            eos_token_ids=self.config.eos_token_ids,
+            length_penalty=length_penalty,
+            early_stopping=early_stopping,
+            repetition_penalty=repetition_penalty,
+        )
+        ids = self.token_ids(prompt)
+        return BeamSearch(self.model, ids.tolist(), TextStream(self.tokenizer, stop), options)
+
+
+def _draft_name(draft_model: "Bloom | str | None") -> str | None:
+    """What tells apart what guesses."""
+    if isinstance(draft_model, Bloom):
+        return str(draft_model.fingerprint["sha256"])
+    return draft_model
 
 
 def _vocabulary(tokenizer: Tokenizer | None) -> dict[str, int] | None:
     return None if tokenizer is None else tokenizer.get_vocab()
-
-
-def _config(folder: Path) -> BloomConfig:
-    """The config, with the ends of text that generation_config.json may name."""
-    values = read_json(folder / "config.json")
-    generation = folder / "generation_config.json"
-    config = BloomConfig.from_dict(values)
-    if generation.is_file():
-        name = f"{generation}: eos_token_id"
-        eos = eos_token_ids(read_json(generation).get("eos_token_id"), name)
-        config = replace(config, eos_token_ids=eos or config.eos_token_ids)
-    return config
-
-
-def _tokenizer(folder: Path) -> Tokenizer | None:
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        return None
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises plain Exception
-        raise NumpyBloomError(f"cannot read {path}: {error}") from error
-
-
-def token_id_array(ids: npt.ArrayLike, config: BloomConfig) -> TokenIds:
-    """Token ids as a 1-D int64 array.
-
-    Raises:
-        NumpyBloomError: there are none, they are no integers, or one is not in the vocabulary.
-    """
-    try:
-        array = np.asarray(ids)
-    except ValueError as error:  # lists of different lengths
-        raise NumpyBloomError(f"token ids must be a 1-D array: {error}") from error
-    if array.ndim != 1:
-        raise NumpyBloomError(f"token ids must be a 1-D array, got shape {array.shape}")
-    if array.size == 0:
-        raise NumpyBloomError("the prompt is empty; give at least one token")
-    if not np.issubdtype(array.dtype, np.integer):
-        raise NumpyBloomError(f"token ids must be integers, got {array.dtype}")
-    wrong = array[(array < 0) | (array >= config.vocab_size)]
-    if wrong.size:
-        raise NumpyBloomError(
-            f"token id {wrong[0]} is out of range; the model's are 0 to {config.vocab_size - 1}"
-        )
-    return array.astype(np.int64)

@@ -16,9 +16,10 @@ from typing import TextIO
 import numpy as np
 from tqdm import tqdm
 
-from numpy_bloom.bloom import Bloom, load, token_id_array
+from numpy_bloom.bloom import Bloom, load
 from numpy_bloom.command import parser, rate, run_command
 from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.inputs import token_id_array
 from numpy_bloom.model.forward import TokenIds
 from numpy_bloom.model.model import Model
 from numpy_bloom.perplexity import WINDOW, Windows, check_window, score_windows, windows_per_pass

@@ -83,6 +83,7 @@ def test_json(command: Command, model: Path) -> None:
     }
     assert set(stats) == {
         "passes",
+        "tokens_per_pass",
         "prefill_seconds",
         "decode_seconds",
         "tokens_per_second",
@@ -90,7 +91,7 @@ def test_json(command: Command, model: Path) -> None:
         "weight_bytes_read",
         "peak_memory_bytes",
     }
-    assert stats["passes"] == 5
+    assert (stats["passes"], stats["tokens_per_pass"]) == (5, 1)
 
 
 def test_show_tokens(command: Command, model: Path) -> None:
@@ -194,7 +195,8 @@ def test_options_out_of_range(command: Command, model: Path, argument: str, told
 
 
 WRONG_USAGE: list[tuple[Any, list[str], str]] = [
-    (generate, [], "required: PROMPT"),
+    (generate, [], "give either PROMPT or --prompts-file"),
+    (generate, [PROMPT, "--prompts-file=f"], "give either PROMPT or --prompts-file"),
     (generate, [PROMPT, "--max-new-tokens=many"], "invalid int value: 'many'"),
     (generate, [PROMPT, "--max-new=5"], "unrecognized arguments: --max-new=5"),
     (generate, [PROMPT, "--json", "--show-tokens"], "not allowed with"),

@@ -21,6 +21,7 @@ from threadpoolctl import threadpool_info
 from threads import no_deadlock, open_files, thread_names
 
 import numpy_bloom
+from numpy_bloom.generation.continuation import Continuation
 from numpy_bloom.generation.sampling import SamplingOptions, draw, next_token_distribution
 from numpy_bloom.model.cache import KVCache
 from numpy_bloom.model.memory import LIVE_LOGITS
@@ -71,15 +72,16 @@ def test_ctrl_c_while_a_token_is_chosen(
         for _ in range(count):
             next(generation)
 
-        def interrupted(_logits: object) -> int:
+        def interrupted(_self: object, _logits: object) -> list[tuple[int, float]]:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(generation, "_choose", interrupted)
+            patch.setattr(Continuation, "_choose", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 next(generation)
         list(generation)
         assert generation.token_ids == expected
+        assert generation.stats.passes == NEW
 
 
 def test_a_run_that_was_made_early_keeps_its_place(folder: Path) -> None:

@@ -32,16 +32,14 @@ class Batch:
         self._waiting = deque(texts)
         self._active: list[Continuation] = []
         self._rows = draft_tokens + 1  # of logits that each may want
-        longest = max(len(text.prompt_token_ids) for text in self._waiting)
-        together = sum(len(text.prompt_token_ids) for text in self._waiting)
-        self._pass_tokens = max(longest, min(together, PASS_TOKENS))
         self._admit()
 
     def step(self) -> None:
         """Make one pass.
 
         Raises:
-            NumpyBloomError: weights are damaged or cannot be read, or the memory does not suffice.
+            NumpyBloomError: weights are damaged or cannot be read, the memory does not suffice, or
+                a text cannot be written to its file, which the next step does again.
         """
         self._dismiss()
         self._admit()
@@ -67,6 +65,8 @@ class Batch:
         )
         for text in active:
             text.passes.append(took)
+        for text in active:
+            text.keep()
         self._dismiss()
 
     def _dismiss(self) -> None:
@@ -78,28 +78,26 @@ class Batch:
 
     def _admit(self) -> None:
         """Let waiting texts join while there is room."""
-        tokens = len(self._active) * self._rows
+        guesses = self._rows - 1
+        tokens = sum(text.uncached_tokens + guesses for text in self._active)
         while self._waiting:
             text = self._waiting[0]
+            text.cache = None  # it has one if Ctrl-C came while it joined
             source = text.source.cache if text.source else None
             if source is not None and source.length == 0:  # in the next pass it has the prompt
                 return
-            # All but the prompt's last token can be taken over: its logits are wanted.
-            known = 0 if source is None else len(text.prompt_token_ids) - 1
-            tokens += len(text.prompt_token_ids) - known
+            if self._active and tokens >= PASS_TOKENS:
+                return
+            ids = len(text.prompt_token_ids) + len(text.token_ids)
+            tokens += ids - text.known_tokens + guesses
             rows = (len(self._active) + 1) * self._rows
-            most = max(self._pass_tokens, rows)
             cached = [text.cache_tokens]
-            if self._active and (
-                tokens > most
-                or not self._model.has_room(cache_tokens=cached, pass_tokens=most, logit_rows=rows)
+            if self._active and not self._model.has_room(
+                cache_tokens=cached, pass_tokens=tokens, logit_rows=rows
             ):
                 return
-            (text.cache,) = self._model.prepare(
-                cache_tokens=cached, pass_tokens=most, logit_rows=rows
-            )
-            if source is not None:
-                text.cache.copy_prefix(source, known)
+            (cache,) = self._model.prepare(cache_tokens=cached, pass_tokens=tokens, logit_rows=rows)
+            text.begin(cache)
             self._active.append(self._waiting.popleft())
 
 

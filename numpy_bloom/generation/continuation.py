@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from numpy_bloom.generation.drafts import Draft, Drafter
+from numpy_bloom.generation.kept import Kept
 from numpy_bloom.generation.sampling import (
     SamplingOptions,
     draw,
@@ -59,12 +60,14 @@ class Continuation:
         drafter: guesses, if there are to be any.
         draft_tokens: most that are guessed at a time.
         source: another continuation of the same prompt, whose keys and values of it can be taken.
+        kept: its file, if it is to have one. The tokens that are there already are `ready` at once.
 
     Attributes:
         prompt_token_ids, token_ids, text, finish_reason: see `Generation`.
         ready: new tokens that nobody has taken yet.
         cache: keys and values of the tokens before the last one; None before and after its passes.
         passes: those in which it took part.
+        restored: how many of its new tokens come from its file.
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class Continuation:
         drafter: Drafter | None = None,
         draft_tokens: int = 0,
         source: "Continuation | None" = None,
+        kept: Kept | None = None,
     ) -> None:
         self.prompt_token_ids = prompt_token_ids
         self.token_ids: list[int] = []
@@ -97,11 +101,57 @@ class Continuation:
         self._most_guesses = draft_tokens
         self._guesses = draft_tokens
         self._draft = NO_DRAFT
+        self._kept = kept
+        self._logprobs: list[float] = []
+        if kept is not None:
+            self._guesses = kept.guesses
+            for token_id, logprob in kept.new:
+                self._add(token_id, logprob)
+            if self.finish_reason is not None:
+                kept.close()
+        self.restored = len(self.token_ids)
 
     @property
     def cache_tokens(self) -> int:
         """Tokens that its cache must hold. The last new token is never fed back."""
         return len(self.prompt_token_ids) + self._max_new_tokens - 1
+
+    @property
+    def uncached_tokens(self) -> int:
+        """Tokens that its cache lacks yet: those that its next pass must take in."""
+        assert self.cache is not None
+        return len(self.prompt_token_ids) + len(self.token_ids) - self.cache.length
+
+    @property
+    def known_tokens(self) -> int:
+        """Tokens whose keys and values are there before its first pass."""
+        if self.source is not None and self.source.cache is not None:
+            return len(self.prompt_token_ids) - 1  # the last one's logits are wanted
+        return 0 if self._kept is None else self._kept.tokens
+
+    def begin(self, cache: KVCache) -> None:
+        """Take a cache, and what is known to be in it.
+
+        Raises:
+            NumpyBloomError: the file is damaged, or another one cannot be written.
+        """
+        if self.source is not None and self.source.cache is not None:
+            cache.copy_prefix(self.source.cache, self.known_tokens)
+        elif self._kept is not None:
+            self._kept.begin(cache)
+        self.cache = cache
+
+    def keep(self) -> None:
+        """Write what has come to the file, if there is one. If it fails, it can be repeated.
+
+        Raises:
+            NumpyBloomError: the disk is full, or it fails.
+        """
+        if self._kept is not None and self.cache is not None:
+            logprobs = self._logprobs[: len(self.token_ids)]
+            self._kept.save(self.cache, self.token_ids, logprobs, self._guesses)
+            if self.finish_reason is not None:
+                self._kept.close()
 
     def feed(self) -> TokenIds:
         """The tokens of its next pass: what the cache lacks, then a guess at what follows."""
@@ -131,11 +181,15 @@ class Continuation:
         assert self.cache is not None
         chosen = self._choose(logits)
         for token_id, logprob in chosen:
-            self.ready.append(Token(token_id, logprob, self._read(token_id)))
+            self._add(token_id, logprob)
             if self.finish_reason is not None:
                 break
         self.cache.length = len(self.prompt_token_ids) + len(self.token_ids) - 1
         self._adapt(len(chosen) - 1)
+
+    def _add(self, token_id: int, logprob: float) -> None:
+        self._logprobs[len(self.token_ids) :] = [logprob]
+        self.ready.append(Token(token_id, logprob, self._read(token_id)))
 
     def _choose(self, logits: Floats) -> list[tuple[int, float]]:
         """The next tokens, each with its log-probability."""

@@ -5,8 +5,10 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.generation.sampling import SamplingOptions, draw, next_token_distribution
 from numpy_bloom.model.cache import KVCache
+from numpy_bloom.model.forward import TokenIds
 from numpy_bloom.model.model import Model
 from numpy_bloom.weights.dtypes import Floats
 
@@ -75,7 +77,7 @@ class DraftModel:
 
     def propose(self, ids: Sequence[int], count: int, random: np.random.Generator) -> Draft:
         text = list(ids)
-        known = _common_prefix(self._cached, text[:-1])
+        known = common_prefix(self._cached, text[:-1])
         distributions: list[Floats | None] = []
         for _ in range(count):
             self._cached = text[:known]  # a pass that is interrupted spoils what comes after
@@ -89,7 +91,25 @@ class DraftModel:
         return Draft(text[len(ids) :], distributions)
 
 
-def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     """How many tokens two texts have in common from their beginning."""
     pairs = enumerate(zip(a, b, strict=False))
     return next((place for place, (x, y) in pairs if x != y), min(len(a), len(b)))
+
+
+def draft_models(
+    model: Model, texts: Sequence[TokenIds], max_new_tokens: int, sampling: SamplingOptions
+) -> list[DraftModel]:
+    """A drafter for each text, all with one smaller model.
+
+    Raises:
+        NumpyBloomError: the model does not fit into its memory whole.
+    """
+    capacities = [len(ids) + max_new_tokens - 1 for ids in texts]
+    caches = model.prepare(cache_tokens=capacities, pass_tokens=max(capacities), logit_rows=1)
+    if model.memory < model.memory_for_all:
+        raise NumpyBloomError(
+            f"the draft model needs {model.memory_for_all / 1e6:,.1f} MB of memory to be held "
+            f"there whole, {model.memory / 1e6:,.1f} MB may be used; choose a smaller one"
+        )
+    return [DraftModel(model, cache, sampling) for cache in caches]

@@ -10,12 +10,13 @@ from numpy_bloom.weights.budget import peak_memory_bytes
 
 @dataclass(frozen=True)
 class Stats:
-    """What a continuation took. A pass that several texts share counts for each of them.
+    """What a continuation took. A pass that several texts share counts for each of them; tokens
+    that come from a file do not count.
 
     Attributes:
         passes: passes over the weights.
         tokens_per_pass: new tokens of each; more than 1 where guesses held.
-        prefill_seconds: of the pass over the prompt, up to the first new token.
+        prefill_seconds: of the first pass, which takes in the prompt.
         decode_seconds: of all passes after it.
         tokens_per_second: of those; 0 if there was none.
         weight_bytes_pinned: weights in memory before the first pass.
@@ -76,7 +77,7 @@ class Generation(Iterator[Token]):
         passes = self._continuation.passes
         prefill = sum(one.seconds for one in passes[:1])
         decode = sum(one.seconds for one in passes[1:])
-        new = len(self.token_ids)
+        new = len(self.token_ids) - self._continuation.restored
         return Stats(
             passes=len(passes),
             tokens_per_pass=new / len(passes) if passes else 0.0,

@@ -27,7 +27,7 @@ class TextStream:
     """
 
     def __init__(self, tokenizer: Tokenizer | None, stop: Sequence[str] = ()) -> None:
-        stop = [stop] if isinstance(stop, str) else stop
+        stop = stop_texts(stop)
         if "" in stop:
             raise OptionError("a stop text is empty; expected at least one character")
         if stop and tokenizer is None:
@@ -84,3 +84,8 @@ class TextStream:
         ends = [(at + len(text), at) for text, at in starts if at >= 0]
         self.stopped = bool(ends)
         return min(ends)[1] if ends else None
+
+
+def stop_texts(stop: Sequence[str]) -> list[str]:
+    """Texts to stop before, also if only one was given."""
+    return [stop] if isinstance(stop, str) else list(stop)

@@ -76,9 +76,23 @@ class KVCache:
         """The tokens that were appended are of the past."""
         self.length += tokens
 
-    def copy_prefix(self, other: "KVCache", tokens: int) -> None:
-        """Begin with the first tokens of another sequence."""
-        self._arrays[:, :, :, :tokens] = other._arrays[:, :, :, :tokens]
+    @property
+    def token_shape(self) -> tuple[int, ...]:
+        """Shape of what is kept of one token: (L, 2, N, D)."""
+        blocks, two, heads, _, size = self._arrays.shape
+        return blocks, two, heads, size
+
+    def token(self, place: int) -> Floats:
+        """Keys and values of one token in every block, (L, 2, N, D), in one piece."""
+        return np.ascontiguousarray(self._arrays[:, :, :, place])
+
+    def put(self, place: int, keys_values: Floats) -> None:
+        """Put back what `token` gave. `length` does not move."""
+        self._arrays[:, :, :, place] = keys_values
+
+    def copy_prefix(self, other: "KVCache", tokens: int, known: int = 0) -> None:
+        """Begin with the first tokens of another sequence, the first `known` of which are in."""
+        self._arrays[:, :, :, known:tokens] = other._arrays[:, :, :, known:tokens]
         self.length = tokens
 
 

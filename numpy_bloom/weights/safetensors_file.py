@@ -70,12 +70,12 @@ def _data_start(path: Path) -> int:
         return 8 + int.from_bytes(file.read(8), "little")
 
 
-def header_bytes(arrays: Mapping[str, Spec]) -> bytes:
+def header_bytes(arrays: Mapping[str, Spec], metadata: Mapping[str, str] | None = None) -> bytes:
     """The beginning of a safetensors file whose arrays follow in this order.
 
     Padded with spaces, as the format allows, so that the data begins at a multiple of `ALIGNMENT`.
     """
-    header: dict[str, Any] = {}
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
     end = 0
     for name, (dtype, shape) in arrays.items():
         begin, end = end, end + math.prod(shape) * STORED[dtype].itemsize

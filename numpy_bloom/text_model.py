@@ -1,0 +1,131 @@
+"""A model with its tokenizer: from texts to tokens, to logits, to scores."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.generation.kept import fingerprint
+from numpy_bloom.inputs import read_config, read_tokenizer, token_id_array
+from numpy_bloom.model.forward import TokenIds
+from numpy_bloom.model.model import Model
+from numpy_bloom.weights.dtypes import Floats
+from numpy_bloom.weights.folder import Folder, read_manifest
+from numpy_bloom.weights.store import WeightStore
+
+Self = TypeVar("Self", bound="TextModel")
+
+
+class TextModel:
+    """An opened BLOOM: tokens, logits, scores.
+
+    Attributes:
+        config: its sizes.
+        model: its weights, to run passes with.
+        tokenizer: a `tokenizers.Tokenizer`; None if the folder has no tokenizer.json.
+        fingerprint: tells it apart from other models.
+    """
+
+    def __init__(self, folder: Path, memory: int, threads: int) -> None:
+        manifest = read_manifest(folder)  # first of all: is it a converted model?
+        self.config = read_config(folder)
+        self.fingerprint = fingerprint(manifest, self.config)
+        self.tokenizer = read_tokenizer(folder)
+        self._folder = folder
+        sizes = self.config.num_hidden_layers, self.config.hidden_size, self.config.vocab_size
+        self.model = Model(self.config, WeightStore(Folder.open(folder, *sizes), threads), memory)
+
+    def __enter__(self: Self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back files and memory. The model cannot be used afterwards."""
+        self.model.close()
+
+    def __call__(self, token_ids: npt.ArrayLike) -> Floats:
+        """Logits of a text at every position.
+
+        Args:
+            token_ids: (T,) integers.
+
+        Returns:
+            (T, V) float32; row t scores the token after t.
+
+        Raises:
+            NumpyBloomError: an id is not in the vocabulary, there are none, or the memory does not
+                suffice.
+        """
+        ids = token_id_array(token_ids, self.config)
+        caches = self.model.prepare_one_pass(lengths=[len(ids)], logit_rows=len(ids))
+        return self.model.run([ids], caches, last=[len(ids)])
+
+    def score(self, token_ids: npt.ArrayLike) -> Floats:
+        """How probable a text's tokens are, each after the ones before it.
+
+        What the logits of `__call__` say too, but (T, V) logits are never made.
+
+        Args:
+            token_ids: (T,) integers.
+
+        Returns:
+            (T - 1,) float32; number t is the natural logarithm of the probability of token t + 1
+            after tokens 0 to t.
+
+        Raises:
+            NumpyBloomError: an id is not in the vocabulary, there are none, or the memory does not
+                suffice.
+        """
+        ids = token_id_array(token_ids, self.config)
+        if len(ids) == 1:
+            return np.empty(0, dtype=np.float32)
+        context, targets = ids[:-1], ids[1:]
+        caches = self.model.prepare_one_pass(lengths=[len(context)], target_rows=len(targets))
+        return self.model.score([context], caches, [targets])
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text. Nothing is added; `</s>` in the text is its token.
+
+        Raises:
+            NumpyBloomError: the model's folder has no tokenizer, or the text is no valid Unicode.
+        """
+        if self.tokenizer is None:
+            raise NumpyBloomError(
+                f"{self._folder} has no tokenizer.json, which text needs; copy it there from the "
+                "checkpoint, or give token ids"
+            )
+        try:
+            ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        except TypeError as error:  # of lone surrogates
+            raise NumpyBloomError(f"the text is not valid Unicode: {error}") from error
+        return ids
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of token ids, special tokens included; empty without a tokenizer.
+
+        Bytes that are no whole character become U+FFFD.
+        """
+        if self.tokenizer is None:
+            return ""
+        return str(self.tokenizer.decode(token_ids, skip_special_tokens=False))
+
+    def token_ids(self, prompt: str | npt.ArrayLike) -> TokenIds:
+        """Token ids (T,) int64 of a text or of what should be token ids already.
+
+        Raises:
+            NumpyBloomError: there are none, or one is not in the vocabulary.
+        """
+        return token_id_array(
+            self.encode(prompt) if isinstance(prompt, str) else prompt, self.config
+        )

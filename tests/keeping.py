@@ -1,0 +1,41 @@
+"""What the tests of kept texts share."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from numpy_bloom.bloom import Bloom
+from numpy_bloom.model.model import Model
+
+ENDLESS: dict[str, Any] = {"lm_head": "different", "config": {"eos_token_id": None}}
+"""For a checkpoint that never ends a text by itself, and does not say one token for ever."""
+TINY: dict[str, Any] = {"heads": 2, "hidden": 8, **ENDLESS}
+
+
+def said(generation: Any) -> list[tuple[int, float, str]]:
+    return [(token.id, token.logprob, token.text) for token in generation]
+
+
+def ids_of(generation: Any) -> list[int]:
+    return [token.id for token in generation]
+
+
+def cut_off(model: Bloom, file: Path, prompt: Any, tokens: int, **options: Any) -> None:
+    """A run that is left after so many tokens."""
+    generation = model.generate(prompt, prompt_cache=file, **options)
+    for _ in range(tokens):
+        next(generation)
+
+
+def count_fed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens each pass takes in, from now on."""
+    lengths: list[int] = []
+    run = Model.run
+
+    def counted(self: Model, sequences: Any, *arguments: Any, **options: Any) -> Any:
+        lengths.append(sum(len(ids) for ids in sequences))
+        return run(self, sequences, *arguments, **options)
+
+    monkeypatch.setattr(Model, "run", counted)
+    return lengths

@@ -1,0 +1,211 @@
+"""Files of kept texts that are damaged: told in one line, and never another text."""
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from checkpoints import Checkpoint, byte_ids
+from conversions import converted
+from keeping import TINY, cut_off, ids_of
+
+import numpy_bloom
+from numpy_bloom.bloom import Bloom
+from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.generation import kept_layout
+
+PROMPT = byte_ids("Todos los")
+NEW, BEGUN = 8, 5
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return converted(Checkpoint(**TINY), tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> Iterator[Bloom]:
+    with numpy_bloom.load(folder, threads=1) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def text(model: Bloom) -> list[int]:
+    return ids_of(model.generate(PROMPT, max_new_tokens=NEW))
+
+
+@pytest.fixture
+def file(model: Bloom, tmp_path: Path) -> Path:
+    """A text that was cut off."""
+    cut_off(model, tmp_path / "text", PROMPT, BEGUN, max_new_tokens=NEW)
+    return tmp_path / "text"
+
+
+def again(model: Bloom, file: Path, **options: Any) -> list[int]:
+    return ids_of(model.generate(PROMPT, max_new_tokens=NEW, prompt_cache=file, **options))
+
+
+def told(model: Bloom, file: Path, what: str) -> None:
+    """It is refused in one line, with the way out, and left as it is."""
+    content = file.read_bytes()
+    for run in (again, lambda model, file: ids_of(model.resume(file))):
+        with pytest.raises(NumpyBloomError) as error:
+            run(model, file)
+        assert what in str(error.value)
+        assert str(error.value).startswith(f"{file} is damaged: ")
+        assert "--ignore-damaged-cache" in str(error.value)
+        assert "\n" not in str(error.value)
+    assert file.read_bytes() == content
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+def flips(content: bytes) -> list[int]:
+    """Some places; of the header all but the padding, and each record and checksum."""
+    end = content.index(b" " * 50)
+    start = 8 + int.from_bytes(content[:8], "little")
+    return [*range(end), *range(end, start, 97), *range(start, len(content), 3)]
+
+
+def test_a_flipped_bit(model: Bloom, file: Path, text: list[int]) -> None:
+    """Anywhere: it is refused, or it is where nobody reads."""
+    whole = file.read_bytes()
+    refused = passed = 0
+    for place in flips(whole):
+        content = bytearray(whole)
+        content[place] ^= 1 << place % 8
+        file.write_bytes(content)
+        try:
+            assert ids_of(model.resume(file)) == text
+            passed += 1
+        except NumpyBloomError as error:
+            refused += 1
+            assert str(error).startswith(f"{file} is")
+    slab = 2 * 2 * 8 * 4
+    unread = (NEW - BEGUN + 1) * (slab + 8) + (NEW - BEGUN) * 32  # they are written first
+    assert unread / 3 - 20 < passed <= unread / 3 + 20
+    assert refused > 1000
+
+
+def test_a_flipped_bit_is_ignored(model: Bloom, file: Path, text: list[int]) -> None:
+    """If that is asked for. A text cannot go on whose prompt is damaged, but it can begin."""
+    whole = file.read_bytes()
+    random.seed(0)
+    resumed = 0
+    for place in random.sample(flips(whole), 150):
+        content = bytearray(whole)
+        content[place] ^= 1 << place % 8
+        file.write_bytes(content)
+        try:
+            assert ids_of(model.resume(file, ignore_damaged_cache=True)) == text
+            assert ids_of(model.resume(file)) == text  # and now it is whole
+            resumed += 1
+        except NumpyBloomError as error:
+            assert str(error).startswith(f"{file} is")
+        file.write_bytes(content)
+        try:
+            assert again(model, file, ignore_damaged_cache=True) == text
+            assert again(model, file) == text
+        except NumpyBloomError as error:
+            assert "is no 'numpy-bloom kept text 1'; choose another file" in str(error)
+            file.write_bytes(whole)
+    assert resumed > 75
+
+
+def test_truncated(model: Bloom, file: Path, text: list[int]) -> None:
+    whole = file.read_bytes()
+    start = 8 + int.from_bytes(whole[:8], "little")
+    for length in [*range(20), *range(20, start, 331), *range(start, len(whole), 7)]:
+        file.write_bytes(whole[:length])
+        told(model, file, "")
+    file.write_bytes(whole + b"\0")
+    told(model, file, f"it has {len(whole) + 1:,} bytes, expected {len(whole):,}")
+    file.write_bytes(whole[:5000])
+    assert again(model, file, ignore_damaged_cache=True) == text
+    assert again(model, file) == text
+
+
+def test_garbage(model: Bloom, file: Path, text: list[int]) -> None:
+    random.seed(1)
+    for length in (0, 1, 8, 9, 100, 10_000):
+        file.write_bytes(random.randbytes(length))
+        told(model, file, "")
+    for content in (
+        b"{",
+        b"[]",
+        b"1",
+        b'{"__metadata__": 1}',
+        b"[" * 100_000,
+        b"\xff",
+        b"9" * 9999,
+    ):
+        file.write_bytes(len(content).to_bytes(8, "little") + content)
+        told(model, file, "its header is wrong")
+    assert again(model, file, ignore_damaged_cache=True) == text
+
+
+def edited(file: Path, edit: Any) -> None:
+    """Change the parsed header, with the checksums of the records left as they are."""
+    whole = file.read_bytes()
+    start = 8 + int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8:start])
+    edit(header)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % 4096)
+    file.write_bytes(len(text).to_bytes(8, "little") + text + whole[start:])
+
+
+def resized(header: dict[str, Any], shape: list[Any]) -> None:
+    """All three arrays have the length of `keys_values`, and lie where they must."""
+    end = 0
+    parts = {"tokens": ([shape[0], 4], 8), "checksums": ([shape[0]], 8), "keys_values": (shape, 4)}
+    for name, (sizes, item) in parts.items():
+        begin, end = end, end + int(np.prod([int(size) for size in sizes], dtype=object)) * item
+        header[name] |= {"shape": sizes, "data_offsets": [begin, end]}
+
+
+@pytest.mark.parametrize(
+    ("shape", "what"),
+    [
+        ([10**12, 2, 2, 2, 4], "bytes, expected 168,000,"),
+        ([10**30, 2, 2, 2, 4], "bytes, expected 168,000,"),
+        ([16, 2, 2, 2, 4], "bytes, expected "),
+        ([17, 2, 2, 4, 2], "its header or its first token is wrong"),
+        ([0, 2, 2, 2, 4], "keys and values have shape"),
+        ([-17, 2, 2, 2, 4], "keys and values have shape"),
+        ([17, 2, 2, 2], "keys and values have shape"),
+        ([17, 2, 2, 2, 4.0], "keys and values have shape"),
+    ],
+)
+def test_sizes_that_lie(model: Bloom, file: Path, shape: list[Any], what: str) -> None:
+    edited(file, lambda header: resized(header, shape))
+    told(model, file, what)
+
+
+def test_options_that_were_edited(model: Bloom, file: Path) -> None:
+    def edit(header: dict[str, Any]) -> None:
+        about = json.loads(header["__metadata__"]["about"])
+        about["settings"]["temperature"] = 2.0
+        header["__metadata__"]["about"] = json.dumps(about)
+
+    edited(file, edit)
+    told(model, file, "its header or its first token is wrong")
+
+
+def test_records_of_another_kind(model: Bloom, file: Path) -> None:
+    """Written by hand, with checksums that agree: an id that is no token."""
+    kept = kept_layout
+    content = bytearray(file.read_bytes())
+    start = 8 + int.from_bytes(content[:8], "little")
+    check = kept.checksum_of(content[:start], 0)
+    for place in range(len(PROMPT) + 1):
+        token_id = PROMPT[place] if place < len(PROMPT) else 999
+        record = kept.CONTENT.pack(token_id, 0.0, 1)
+        check = kept.checksum_of(record, check)
+        at = start + 32 * place
+        content[at : at + 32] = record + check.to_bytes(8, "little")
+    file.write_bytes(content)
+    with pytest.raises(NumpyBloomError, match="token id 999 is out of range"):
+        model.resume(file, ignore_damaged_cache=True)
