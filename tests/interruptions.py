@@ -108,13 +108,18 @@ class Faults:
 
 @cache
 def safe_lines(path: Path) -> set[int]:
-    """Lines at which the interpreter never looks for Ctrl-C, though tracing would let it in: a
-    `try`, and the end of a `with`, which is told as its first line, or as the line of what it
-    entered. A lock would stay taken."""
+    """Lines at which the interpreter never looks for Ctrl-C, though tracing would let it in.
+
+    They are a `try`; the end of a `with`, which is told as its first line, or as the line of what
+    it entered: a lock would stay taken; and a `return` from an `except`: Python 3.11 would for ever
+    hold what was caught, and with it the arrays of a pass.
+    """
     nodes = list(ast.walk(ast.parse(path.read_text())))
-    statements = {node.lineno for node in nodes if isinstance(node, ast.With | ast.Try)}
-    entered = {node.context_expr.lineno for node in nodes if isinstance(node, ast.withitem)}
-    return statements | entered
+    lines = {node.lineno for node in nodes if isinstance(node, ast.With | ast.Try)}
+    lines |= {node.context_expr.lineno for node in nodes if isinstance(node, ast.withitem)}
+    for handler in (node for node in nodes if isinstance(node, ast.ExceptHandler)):
+        lines |= {node.lineno for node in ast.walk(handler) if isinstance(node, ast.Return)}
+    return lines
 
 
 class Interrupt:

@@ -1,6 +1,5 @@
 """Batches: every prompt says what it says alone, within the dial, whatever happens on the way."""
 
-import gc
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy_bloom
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.generation import batch
 from numpy_bloom.generation.loop import Generation
+from numpy_bloom.model.model import Model
 
 NEW = 8
 ROW_BYTES = 64
@@ -239,8 +239,11 @@ LOOP += [PACKAGE / "model/model.py"]
 BELOW = [path for part in ("model", "weights") for path in (PACKAGE / part).rglob("*.py")]
 
 
-@pytest.mark.parametrize(("parts", "stride"), [(JOINING, 1), (LOOP, 7), (BELOW, 499)])
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    ("threads", "parts", "stride"),
+    [(1, JOINING, 1), (1, LOOP, 7), (1, BELOW, 599), (2, BELOW, 599)],
+    ids=["joining", "loop", "pass", "pass of two threads"],
+)
 def test_going_on_after_ctrl_c(
     folder: Path, threads: int, parts: Sequence[Path], stride: int
 ) -> None:
@@ -262,8 +265,6 @@ def test_going_on_after_ctrl_c(
                     to_the_end(generations)
             except KeyboardInterrupt:
                 interrupted += 1
-            if parts is BELOW:  # where Ctrl-C in a handler may leave caches in a cycle
-                gc.collect()
             assert to_the_end(generations) == expected
             del generations
         assert interrupted > 20
@@ -291,6 +292,24 @@ def test_going_on_after_faults(folder: Path, monkeypatch: pytest.MonkeyPatch, th
             assert to_the_end(generations) == expected
             del generations
         assert told > 10
+
+
+def test_going_on_after_output_that_is_not_finite(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pass was complete by then, and is done again."""
+    prompts = some_prompts(random.Random(4), 4)
+    run = Model.run
+    with numpy_bloom.load(folder, threads=1) as model:
+        expected = alone(model, prompts, max_new_tokens=NEW)
+        generations = model.generate_batch(prompts, max_new_tokens=NEW)
+        for place in (0, 2):
+            with monkeypatch.context() as patch:
+                patch.setattr(Model, "run", lambda *args, **options: run(*args, **options) * np.nan)
+                with pytest.raises(NumpyBloomError, match="not finite"):
+                    next(generations[place])
+            next(generations[place])
+        assert to_the_end(generations) == expected
 
 
 def test_no_prompts(folder: Path) -> None:

@@ -177,25 +177,33 @@ class Chain:
         return np.array(self._logits[ids[-1:]])
 
 
+def continued(sampling: SamplingOptions, drafter: Drafter, number: int) -> tuple[list[int], int]:
+    """Four new tokens after the prompt, with two guesses at a time, and the passes they took."""
+    text = Continuation(
+        PROMPT,
+        max_new_tokens=4,
+        eos_token_ids=(),
+        text=TextStream(None),
+        sampling=sampling,
+        seed=[1 << 40, number],
+        drafter=drafter,
+        draft_tokens=2,
+    )
+    text.cache = SimpleNamespace(length=0)  # type: ignore[assignment]
+    for passes in itertools.count(1):
+        ids = text.feed()
+        text.take(LOGITS[ids[-text.rows :]])
+        if text.finish_reason is not None:
+            return text.token_ids, passes
+    raise AssertionError
+
+
 def counts(sampling: SamplingOptions, drafter: Callable[[], Drafter], texts: int) -> Wide:
     """How often each three tokens followed the first new one, which nobody guesses."""
     found = np.zeros((TOKENS,) * 3)
     for number in range(texts):
-        text = Continuation(
-            PROMPT,
-            max_new_tokens=4,
-            eos_token_ids=(),
-            text=TextStream(None),
-            sampling=sampling,
-            seed=[1 << 40, number],
-            drafter=drafter(),
-            draft_tokens=2,
-        )
-        text.cache = SimpleNamespace(length=0)  # type: ignore[assignment]
-        while text.finish_reason is None:
-            ids = text.feed()
-            text.take(LOGITS[ids[-text.rows :]])
-        found[tuple(text.token_ids[1:])] += 1
+        ids, _ = continued(sampling, drafter(), number)
+        found[tuple(ids[1:])] += 1
     return found
 
 
@@ -216,8 +224,8 @@ def chi_square(found: Wide, sampling: SamplingOptions) -> float:
     return ((square / degrees) ** (1 / 3) - (1 - variance)) / math.sqrt(variance)
 
 
-def draft_model(sampling: SamplingOptions) -> Callable[[], Drafter]:
-    chain: Any = Chain(OTHER_LOGITS)
+def draft_model(sampling: SamplingOptions, logits: Floats = OTHER_LOGITS) -> Callable[[], Drafter]:
+    chain: Any = Chain(logits)
     return lambda: DraftModel(chain, SimpleNamespace(length=0), sampling)  # type: ignore[arg-type]
 
 
@@ -256,3 +264,8 @@ def test_guesses_that_see_the_draws_are_noticed(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(Continuation, "_random", same)
     assert chi_square(counts(NARROW, draft_model(NARROW), 5_000), NARROW) > 10
+
+
+def test_guesses_of_the_same_distribution_all_hold() -> None:
+    drafter = draft_model(NARROW, LOGITS)
+    assert {continued(NARROW, drafter(), number)[1] for number in range(300)} == {2}
