@@ -105,7 +105,9 @@ def test_conversions_that_are_exact(pair: "Opener", numbers: str, source: str, o
             parameter.copy_(parameter.to(getattr(torch, numbers)))
 
     opened = pair.edited(Case(ts.Sizes(heads=12), source), option, edit_model=round_all)
-    stored = {opened.model.parameters.word_embeddings.dtype}
-    stored |= {block.mlp.dense_h_to_4h.weight.dtype for block in opened.model.parameters.blocks}
+    stored = {opened.model.parameters.word_embeddings.format.dtype}
+    stored |= {
+        block.mlp.dense_h_to_4h.weight.format.dtype for block in opened.model.parameters.blocks
+    }
     assert stored == {source if option == "keep" else option}
     check(opened, 7)
