@@ -33,7 +33,7 @@ def draw(path: Path) -> Path:
     axes.legend(frameon=False, fontsize=8)
     machine = result["machine"]
     caption = (
-        f"{result['model']}, {machine['processor']}, {machine['cores']} cores, {machine['date']}"
+        f"{result['model']}\n{machine['processor']}, {machine['cores']} cores, {machine['date']}"
     )
     axes.set_title(caption, fontsize=8, loc="left")
     target = path.with_suffix(".svg")
@@ -44,12 +44,12 @@ def draw(path: Path) -> Path:
 
 def _memory(axes: Axes, result: dict[str, Any]) -> None:
     """Seconds per token, and what reading from disk alone would take."""
-    rows = result["rows"]
+    rows = sorted(result["rows"], key=_megabytes)
     x = [_megabytes(row) for row in rows]
     axes.plot(x, [row["seconds_per_token"] for row in rows], "o-", label="numpy-bloom")
     limit = [row["bytes_read_per_pass"] / row["disk_rate"] for row in rows]
     axes.plot(x, limit, ":", color="grey", label="reading the rest at the disk's raw rate")
-    axes.set_xlabel("memory, MB (the last: everything is in memory)")
+    axes.set_xlabel("memory, MB")
     axes.set_ylabel("seconds per token")
     axes.set_ylim(bottom=0)
 
@@ -73,6 +73,7 @@ def _tokens(axes: Axes, result: dict[str, Any]) -> None:
     counts = sorted({row["tokens"] for row in rows})
     axes.set_xticks(counts, [str(count) for count in counts])
     axes.minorticks_off()
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("tokens in the pass")
     axes.set_ylabel("tokens per second")
 
