@@ -1,6 +1,6 @@
 """A model with its tokenizer: from texts to tokens, to logits, to scores."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -13,6 +13,8 @@ from numpy_bloom.generation.kept import fingerprint
 from numpy_bloom.inputs import read_config, read_tokenizer, token_id_array
 from numpy_bloom.model.forward import TokenIds
 from numpy_bloom.model.model import Model
+from numpy_bloom.study.trace import Edit, Trace, run_traced
+from numpy_bloom.study.variants import run_variants
 from numpy_bloom.weights.dtypes import Floats
 from numpy_bloom.weights.folder import Folder, read_manifest
 from numpy_bloom.weights.store import WeightStore
@@ -93,6 +95,53 @@ class TextModel:
         context, targets = ids[:-1], ids[1:]
         caches = self.model.prepare_one_pass(lengths=[len(context)], target_rows=len(targets))
         return self.model.score([context], caches, [targets])
+
+    def trace(
+        self,
+        token_ids: str | npt.ArrayLike,
+        *,
+        names: str | None = None,
+        folder: str | Path | None = None,
+        edits: Mapping[str, Edit] | None = None,
+    ) -> tuple[Floats, Trace]:
+        """Logits of a text at every position, and every stage on the way to them.
+
+        Args:
+            token_ids: (T,) integers, or a text.
+            names: of the stages to keep, as patterns of file names with commas between, such as
+                `blocks.*.attn.pattern,logits`. Default: all.
+            folder: where each stage is written as `NAME.npy` when it is complete; memory then holds
+                one block's stages at most. Default: they are kept in memory.
+            edits: by name, a function that gets a stage and returns what the model is to go on
+                with.
+
+        Returns:
+            (T, V) float32, the same bits as those of a call without a trace, and the trace.
+
+        Raises:
+            NumpyBloomError: a name is no stage, the folder cannot be written, an edit returns
+                another shape, an id is not in the vocabulary, or the memory does not suffice.
+        """
+        ids = self.token_ids(token_ids)
+        path = None if folder is None else Path(folder)
+        return run_traced(self.model, ids, names=names, folder=path, edits=edits)
+
+    def variants(
+        self, token_ids: str | npt.ArrayLike, variants: Sequence[Mapping[str, Edit]]
+    ) -> Floats:
+        """Logits after a text, for several ways of changing stages, in one pass over the weights.
+
+        Args:
+            token_ids: (T,) integers, or a text.
+            variants: B times edits by name, as for `trace`; an empty one changes nothing.
+
+        Returns:
+            (B, V) float32, of the last token.
+
+        Raises:
+            NumpyBloomError: as for `trace`.
+        """
+        return run_variants(self.model, self.token_ids(token_ids), variants)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text. Nothing is added; `</s>` in the text is its token.

@@ -4,19 +4,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
-from parity import (
-    TOLERANCE,
-    deviation,
-    filled_cache,
-    first_divergence,
-    new_cache,
-    record_stages,
-    run_in_passes,
-    stage_names,
-)
+from parity import TOLERANCE, filled_cache, new_cache, run_in_passes
 from recorded import FOLDER, NAMES, Recorded
 
 from numpy_bloom.model import passes
+from numpy_bloom.study.compare import deviation
+from numpy_bloom.study.stages import stage_names
 
 
 @pytest.fixture(params=NAMES)
@@ -33,16 +26,16 @@ def test_every_stage_is_recorded_and_of_healthy_size(recorded: Recorded) -> None
     assert sorted(recorded.stages) == sorted(stage_names(blocks))
     for stage, array in recorded.stages.items():
         assert array.dtype == np.float32
-        if not stage.endswith(("attn.mask", "attn.scores")):
+        if not stage.endswith(("attn.mask", "attn.attn_scores")):
             assert 0.05 < array.std() < 10, stage
     patterns = recorded.stages["blocks.0.attn.pattern"]  # (N, T, S)
     assert np.median(patterns[:, -1].max(axis=-1)) > 2 / len(recorded.prompt)  # not uniform
 
 
 def test_every_stage_agrees(recorded: Recorded) -> None:
-    ours = record_stages(recorded.model, recorded.prompt)
-    assert list(ours) == stage_names(recorded.model.config.num_hidden_layers)
-    assert first_divergence(ours, recorded.stages, TOLERANCE) is None
+    _, trace = recorded.bloom.trace(recorded.prompt)
+    assert list(trace) == stage_names(recorded.model.config.num_hidden_layers)
+    assert trace.first_divergence(recorded.stages, TOLERANCE) is None
 
 
 def test_logits_of_a_text_agree(recorded: Recorded) -> None:
@@ -53,8 +46,8 @@ def test_logits_of_a_text_agree(recorded: Recorded) -> None:
 
 def test_slices_of_three_tokens_agree(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(passes, "SLICE_TOKENS", 3)
-    ours = record_stages(recorded.model, recorded.prompt)
-    assert first_divergence(ours, recorded.stages, TOLERANCE) is None
+    _, trace = recorded.bloom.trace(recorded.prompt)
+    assert trace.first_divergence(recorded.stages, TOLERANCE) is None
 
 
 def test_greedy_continuation_is_identical(recorded: Recorded) -> None:

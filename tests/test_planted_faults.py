@@ -5,25 +5,19 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from faults import CACHE_FAULTS, FAULTS, Fault, other_residual_flag, tied_head
-from parity import (
-    TOLERANCE,
-    deviation,
-    filled_cache,
-    first_divergence,
-    record_stages,
-    run_in_passes,
-)
+from parity import TOLERANCE, filled_cache, run_in_passes
 from recorded import Recorded
 
+from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.model.model import Model
+from numpy_bloom.study.compare import deviation, first_divergence
 
 OpenRecorded = Callable[[str], Recorded]
 
 
 def diverging_stage(recorded: Recorded) -> str:
-    found = first_divergence(
-        record_stages(recorded.model, recorded.prompt), recorded.stages, TOLERANCE
-    )
+    _, trace = recorded.bloom.trace(recorded.prompt)
+    found = trace.first_divergence(recorded.stages, TOLERANCE)
     return found.stage if found else "none"
 
 
@@ -77,15 +71,14 @@ def test_cache_fault_is_found_by_passes_or_packing(
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_not_a_number_is_a_divergence(value: float, recorded_model: OpenRecorded) -> None:
     recorded = recorded_model("heads2-float32-untied")
-    ours = record_stages(recorded.model, recorded.prompt)
-    ours["logits"][0, 0] = value
+    ours = dict(recorded.stages)
+    ours["logits"] = np.where(ours["logits"] == ours["logits"].max(), value, ours["logits"])
     found = first_divergence(ours, recorded.stages, TOLERANCE)
     assert found is not None and found.stage == "logits"
 
 
 def test_missing_stage_is_an_error(recorded_model: OpenRecorded) -> None:
     recorded = recorded_model("heads2-float32-untied")
-    ours = record_stages(recorded.model, recorded.prompt)
-    del ours["logits"]
-    with pytest.raises(AssertionError, match="logits"):
-        first_divergence(ours, recorded.stages, TOLERANCE)
+    _, trace = recorded.bloom.trace(recorded.prompt, names="blocks.*")
+    with pytest.raises(NumpyBloomError, match="only one of the two has embed, ln_final"):
+        trace.first_divergence(recorded.stages, TOLERANCE)

@@ -67,6 +67,6 @@ def attend(
     scaled = tap("attn.qk", scaled)  # (N, T, S)
     bias = tap("attn.alibi", alibi_bias(slopes, queries, seen))
     mask = tap("attn.mask", causal_mask(queries, seen))  # (T, S)
-    scores = tap("attn.scores", scaled + bias + mask)
+    scores = tap("attn.attn_scores", scaled + bias + mask)
     pattern = tap("attn.pattern", softmax(scores))
     return (pattern @ values).swapaxes(0, 1)  # (T, N, D)

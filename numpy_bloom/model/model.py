@@ -3,7 +3,8 @@
 import math
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
@@ -79,7 +80,12 @@ class Model:
         return caches
 
     def prepare_one_pass(
-        self, *, lengths: Sequence[int], logit_rows: int = 0, target_rows: int = 0
+        self,
+        *,
+        lengths: Sequence[int],
+        logit_rows: int = 0,
+        target_rows: int = 0,
+        beside: int = 0,
     ) -> list[OnePassCache]:
         """Make room for a pass that sequences begin and end with, or for many such passes.
 
@@ -87,6 +93,7 @@ class Model:
             lengths: for each sequence of the largest pass its tokens.
             logit_rows: rows of logits of that pass, if it is for `run`.
             target_rows: targets of that pass, if it is for `score`.
+            beside: bytes that an onlooker keeps.
 
         Returns:
             For each sequence what stands in place of a cache. The run is over when nobody holds any
@@ -95,7 +102,7 @@ class Model:
         Raises:
             NumpyBloomError: the pass does not fit; the message tells the least that it needs.
         """
-        working = self.working_bytes(
+        working = beside + self.working_bytes(
             sum(lengths), max(lengths), logit_rows=logit_rows, target_rows=target_rows
         )
         with self._one_at_a_time:
@@ -236,6 +243,16 @@ class Model:
         slopes = alibi_slopes(self.config.num_attention_heads)
         p = Pass(self.config, lengths, caches, slopes, self.store.team, tap)
         w = self.parameters
+        with self.computing():
+            x = run_blocks(embed(np.concatenate(sequences), w, p), range(len(w.blocks)), w, p)
+            x = x[_last_rows(lengths, last)]
+            result = head(x, p)
+            p.advance()
+        return result
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Within it the weights can be multiplied by, by one caller at a time."""
         # What damaged weights bring about is seen in the logits, not in warnings on the way.
         with (
             self._one_at_a_time,
@@ -243,13 +260,9 @@ class Model:
             np.errstate(invalid="ignore", over="ignore"),
         ):
             try:
-                x = run_blocks(embed(np.concatenate(sequences), w, p), range(len(w.blocks)), w, p)
-                x = x[_last_rows(lengths, last)]
-                result = head(x, p)
-                p.advance()
+                yield
             finally:
                 self.store.release()  # a pass that was cut short has left chunks in use
-        return result
 
 
 def _last_rows(lengths: Sequence[int], last: Sequence[int]) -> npt.NDArray[np.int64]:

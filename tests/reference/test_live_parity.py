@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from parity import TOLERANCE, first_divergence, record_stages, stage_names
+from parity import TOLERANCE
+
+from numpy_bloom.study.stages import stage_names
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -28,9 +30,9 @@ def check(pair: Pair, tokens: int, tolerance: float = TOLERANCE) -> dict[str, An
     """Compare all stages of a pass; returns the reference's."""
     ids = prompt(tokens, pair.bloom.config.vocab_size)
     reference = ts.stages(pair.reference, ids)
-    ours = record_stages(pair.model, ids)
-    assert list(ours) == stage_names(pair.bloom.config.num_hidden_layers)
-    assert first_divergence(ours, reference, tolerance) is None
+    _, trace = pair.bloom.trace(ids)
+    assert list(trace) == stage_names(pair.bloom.config.num_hidden_layers)
+    assert trace.first_divergence(reference, tolerance) is None
     return reference
 
 

@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from parity import TOLERANCE, deviation, filled_cache, run_in_passes
+from parity import TOLERANCE, filled_cache, run_in_passes
+
+from numpy_bloom.study.compare import deviation
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")

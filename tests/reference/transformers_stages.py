@@ -149,7 +149,7 @@ def _hooks(model: BloomForCausalLM, found: dict[str, Array]) -> Iterator[None]:
         handles += _block_hooks(block, f"blocks.{i}.", found, running)
 
     def softmax(scores: torch.Tensor, **options: Any) -> torch.Tensor:
-        found[f"{running[-1]}attn.scores"] = _array(scores)
+        found[f"{running[-1]}attn.attn_scores"] = _array(scores)
         return functional.softmax(scores, **options)
 
     patched = SimpleNamespace(softmax=softmax, dropout=functional.dropout)
