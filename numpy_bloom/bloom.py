@@ -1,6 +1,6 @@
 """The object that users hold: a model, its tokenizer, and what one does with them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 
 from numpy_bloom.errors import NumpyBloomError, OptionError, check_whole
 from numpy_bloom.generation.beams import BeamOptions, BeamSearch
+from numpy_bloom.generation.continuation import Token
 from numpy_bloom.generation.drafts import PROMPT_LOOKUP, Drafter, PromptLookup, draft_models
 from numpy_bloom.generation.kept import keep, resume
 from numpy_bloom.generation.loop import Generation
@@ -18,6 +19,7 @@ from numpy_bloom.generation.start import random_seed, start
 from numpy_bloom.generation.text import TextStream, stop_texts
 from numpy_bloom.inputs import token_id_array
 from numpy_bloom.model.forward import TokenIds
+from numpy_bloom.study.trace import Trace, trace_steps
 from numpy_bloom.text_model import TextModel
 from numpy_bloom.weights.budget import default_memory, default_threads, parse_size
 
@@ -167,6 +169,35 @@ class Bloom(TextModel):
             draft_tokens=draft_tokens,
             kept=kept,
         )
+
+    def trace_generation(
+        self,
+        prompt: str | npt.ArrayLike,
+        *,
+        names: str | None = None,
+        max_new_tokens: int = 128,
+        **options: Any,
+    ) -> Iterator[tuple[Token, Trace]]:
+        """Continue a prompt as `generate` does, and trace the pass that gave each token.
+
+        Args:
+            prompt: a text, or its token ids (T,).
+            names: of the stages to keep, as for `trace`.
+            max_new_tokens: most new tokens.
+            options: as for `generate`, but for guesses and files, with which a token is no pass.
+
+        Returns:
+            An iterator of each new token and its trace, of one token but for the first, which is of
+            the prompt. Only its last position meets the vocabulary.
+
+        Raises:
+            NumpyBloomError: as for `generate` and `trace`.
+        """
+        refused = [name for name in ("draft_model", "prompt_cache") if options.get(name)]
+        if refused:
+            raise OptionError(f"{refused[0]} cannot be given to trace_generation; leave it out")
+        generation = self.generate(prompt, max_new_tokens=max_new_tokens, **options)
+        return trace_steps(self.model, generation, names, max_new_tokens)
 
     def resume(
         self,

@@ -13,7 +13,8 @@ from numpy_bloom.generation.kept import fingerprint
 from numpy_bloom.inputs import read_config, read_tokenizer, token_id_array
 from numpy_bloom.model.forward import TokenIds
 from numpy_bloom.model.model import Model
-from numpy_bloom.study.trace import Edit, Trace, run_traced
+from numpy_bloom.study.capture import Edit
+from numpy_bloom.study.trace import Trace, run_traced
 from numpy_bloom.study.variants import run_variants
 from numpy_bloom.weights.dtypes import Floats
 from numpy_bloom.weights.folder import Folder, read_manifest

@@ -9,6 +9,7 @@ import numpy as np
 from numpy_bloom.generation.continuation import Continuation, PassStats
 from numpy_bloom.model.cache import KVCache
 from numpy_bloom.model.model import Model, check_finite
+from numpy_bloom.model.passes import Tap, no_tap
 
 PASS_TOKENS = 512
 """A pass takes in no further prompt once it has so many tokens."""
@@ -25,9 +26,13 @@ class Batch:
         model: continues them.
         texts: join in this order.
         draft_tokens: most guesses that each of them makes.
+
+    Attributes:
+        tap: sees every stage of every pass.
     """
 
     def __init__(self, model: Model, texts: Iterable[Continuation], draft_tokens: int = 0) -> None:
+        self.tap: Tap = no_tap
         self._model = model
         self._waiting = deque(texts)
         self._active: list[Continuation] = []
@@ -50,7 +55,7 @@ class Batch:
         try:
             feeds = [text.feed() for text in active]
             rows = [text.rows for text in active]
-            logits = self._model.run(feeds, caches, last=rows)
+            logits = self._model.run(feeds, caches, last=rows, tap=self.tap)
             check_finite(logits)
             for text, part in zip(active, np.split(logits, np.cumsum(rows)[:-1]), strict=True):
                 text.take(part)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from numpy_bloom.generation.batch import Batch
 from numpy_bloom.generation.continuation import Continuation, Token
+from numpy_bloom.model.passes import Tap
 from numpy_bloom.weights.budget import peak_memory_bytes
 
 
@@ -55,6 +56,10 @@ class Generation(Iterator[Token]):
                 raise StopIteration
             self._batch.step()
         return self._continuation.ready.popleft()
+
+    def watch(self, tap: Tap) -> None:
+        """Show the stages of all passes to come to an onlooker, in place of the one before."""
+        self._batch.tap = tap
 
     @property
     def token_ids(self) -> list[int]:

@@ -1,80 +1,20 @@
-"""The trace of a pass: every stage's array by its name, in memory or in a folder."""
+"""The trace of a pass: every stage's array by its name, checked, compared, recomputed."""
 
-import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from numpy_bloom.errors import NumpyBloomError
-from numpy_bloom.model.config import BloomConfig
+from numpy_bloom.generation.continuation import Token
+from numpy_bloom.generation.loop import Generation
 from numpy_bloom.model.forward import TokenIds
 from numpy_bloom.model.model import Model
+from numpy_bloom.study.capture import Arrays, Capture, Edit, check_edits, trace_bytes
 from numpy_bloom.study.compare import Difference, Divergence, compare, first_divergence
 from numpy_bloom.study.formulas import compute_exactly, recompute
-from numpy_bloom.study.stages import BY_KEYS, LATER_KEYS, local_name, matching, stage_shape
+from numpy_bloom.study.stages import matching
 from numpy_bloom.weights.dtypes import Floats
-
-Edit = Callable[[Floats], Floats]
-"""Gets a copy of a stage's array and returns what the model is to go on with, of the same shape.
-Stages of attention by key, and those of the MLP's inside, come some 32 tokens at a time."""
-
-
-class Arrays(Mapping[str, Floats]):
-    """Arrays by name, in order; in a folder each is a file `NAME.npy`, mapped when it is asked for.
-
-    Args:
-        folder: where they are kept; None for memory.
-
-    Raises:
-        NumpyBloomError: the folder cannot be made, or holds arrays already.
-    """
-
-    def __init__(self, folder: Path | None = None) -> None:
-        self._folder = folder
-        self._arrays: dict[str, Floats | None] = {}
-        if folder is not None:
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise NumpyBloomError(f"cannot write {folder}: {error.strerror}") from error
-            if any(folder.glob("*.npy")):
-                raise NumpyBloomError(f"{folder} holds arrays already; choose another folder")
-
-    def keep(self, name: str, array: Floats) -> None:
-        """Add an array, which nobody changes any more.
-
-        Raises:
-            NumpyBloomError: its file cannot be written.
-        """
-        if self._folder is None:
-            array.flags.writeable = False
-            self._arrays[name] = array
-            return
-        path = self._path(name)
-        try:
-            np.save(path, array)
-        except OSError as error:
-            path.unlink(missing_ok=True)
-            raise NumpyBloomError(f"cannot write {path}: {error.strerror or error}") from error
-        self._arrays[name] = None
-
-    def __getitem__(self, name: str) -> Floats:
-        array = self._arrays[name]
-        if array is None:
-            array = np.load(self._path(name), mmap_mode="r")
-        return array
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._arrays)
-
-    def __len__(self) -> int:
-        return len(self._arrays)
-
-    def _path(self, name: str) -> Path:
-        assert self._folder is not None
-        return self._folder / f"{name}.npy"
 
 
 class Trace(Mapping[str, Floats]):
@@ -84,16 +24,21 @@ class Trace(Mapping[str, Floats]):
         model: that was run.
         token_ids: (T,) int64, of the pass.
         previous: the trace of the pass before it in the same text, if there was one.
-        block_seconds: what each block took, its onlooker included.
+        block_seconds: what each block took, tracing included.
     """
 
     def __init__(
-        self, model: Model, token_ids: TokenIds, arrays: Arrays, previous: "Trace | None" = None
+        self,
+        model: Model,
+        token_ids: TokenIds,
+        arrays: Arrays,
+        block_seconds: Sequence[float],
+        previous: "Trace | None" = None,
     ) -> None:
         self.model = model
         self.token_ids = token_ids
+        self.block_seconds = block_seconds
         self.previous = previous
-        self.block_seconds: list[float] = []
         self._arrays = arrays
 
     def __getitem__(self, name: str) -> Floats:
@@ -165,92 +110,6 @@ class Trace(Mapping[str, Floats]):
         return first_divergence(self, other, tolerance)
 
 
-class Capture:
-    """An onlooker that keeps stages, and changes some on their way.
-
-    Args:
-        trace: keeps them.
-        wanted: names of those to keep.
-        edits: by name, what is done to a stage.
-    """
-
-    def __init__(
-        self, trace: Trace, arrays: Arrays, wanted: Sequence[str], edits: Mapping[str, Edit]
-    ) -> None:
-        self._trace = trace
-        self._arrays = arrays
-        self._wanted = frozenset(wanted)
-        self._edits = edits
-        self._unfinished: dict[str, Floats] = {}
-        self._block_begin = 0.0
-
-    def __call__(self, name: str, array: Floats, rows: slice) -> Floats:
-        if name in self._edits:
-            array = edited(name, self._edits[name], array)
-        self._clock(name)
-        if name in self._wanted:
-            self._keep(name, array, rows)
-        return array
-
-    def _clock(self, name: str) -> None:
-        stage = local_name(name)
-        if stage == "resid_pre":
-            self._block_begin = time.perf_counter()
-        elif stage == "resid_post":
-            self._trace.block_seconds.append(time.perf_counter() - self._block_begin)
-
-    def _keep(self, name: str, array: Floats, rows: slice) -> None:
-        """Copy some tokens' part of a stage; with the last of them it is complete."""
-        tokens = len(self._trace.token_ids)
-        if rows == slice(0, tokens):
-            self._arrays.keep(name, array.copy())
-            return
-        if name not in self._unfinished:
-            by_keys = local_name(name) in BY_KEYS
-            last = self._trace.past + tokens if by_keys else array.shape[-1]
-            shape = (*array.shape[:-2], tokens, last)
-            fill = LATER_KEYS.get(local_name(name), 0)
-            self._unfinished[name] = np.full(shape, fill, dtype=array.dtype)
-        whole = self._unfinished[name]
-        whole[..., rows, : array.shape[-1]] = array
-        if rows.stop == tokens:
-            self._arrays.keep(name, self._unfinished.pop(name))
-
-
-def edited(name: str, edit: Edit, array: Floats) -> Floats:
-    """What an edit makes of a stage.
-
-    Raises:
-        NumpyBloomError: it is no float32 array of the same shape.
-    """
-    result = edit(array.copy())
-    if not isinstance(result, np.ndarray) or (result.shape, result.dtype) != (
-        array.shape,
-        array.dtype,
-    ):
-        found = (
-            f"{result.dtype} {result.shape}"
-            if isinstance(result, np.ndarray)
-            else type(result).__name__
-        )
-        raise NumpyBloomError(
-            f"the edit of {name} returned {found}; expected {array.dtype} {array.shape}"
-        )
-    return result
-
-
-def trace_bytes(
-    names: Sequence[str], config: BloomConfig, tokens: int, seen: int, *, in_memory: bool
-) -> int:
-    """Memory that keeping these stages takes: all of them, or those of one block."""
-    sizes: dict[str, int] = {}
-    for name in names:
-        part = name.removesuffix(local_name(name))  # `blocks.3.`
-        nbytes = 4 * math.prod(stage_shape(name, config, tokens, seen))
-        sizes[part] = sizes.get(part, 0) + nbytes
-    return sum(sizes.values()) if in_memory else max(sizes.values())
-
-
 def run_traced(
     model: Model,
     ids: TokenIds,
@@ -270,18 +129,44 @@ def run_traced(
     arrays = Arrays(folder)
     tokens = len(ids)
     beside = trace_bytes(wanted, model.config, tokens, tokens, in_memory=folder is None)
-    trace = Trace(model, ids, arrays)
     caches = model.prepare_one_pass(lengths=[tokens], logit_rows=tokens, beside=beside)
-    capture = Capture(trace, arrays, wanted, edits or {})
-    return model.run([ids], caches, last=[tokens], tap=capture), trace
+    capture = Capture(arrays, wanted, edits or {}, tokens=tokens, seen=tokens)
+    logits = model.run([ids], caches, last=[tokens], tap=capture)
+    return logits, Trace(model, ids, arrays, capture.block_seconds)
 
 
-def check_edits(edits: Mapping[str, Edit], config: BloomConfig) -> None:
-    """See that every edit has a stage.
+def trace_steps(
+    model: Model, generation: Generation, names: str | None, most_new: int
+) -> Iterator[tuple[Token, Trace]]:
+    """The new tokens of a generation, each with the trace of the pass that gave it.
+
+    Args:
+        model: that generates.
+        generation: of one text alone, not begun, without guesses: a token is a pass.
+        names: of the stages to keep.
+        most_new: tokens that it may make.
 
     Raises:
-        NumpyBloomError: one has not.
+        NumpyBloomError: a name is no stage, or the memory does not suffice.
     """
-    for name in edits:
-        if matching(name, config.num_hidden_layers) != [name]:
-            raise NumpyBloomError(f"an edit is of one stage, {name!r} is a pattern")
+    wanted = matching(names, model.config.num_hidden_layers)
+    ids = np.array(generation.prompt_token_ids)
+    seen = len(ids)
+    kept = trace_bytes(wanted, model.config, seen, seen, in_memory=True) + most_new * trace_bytes(
+        wanted, model.config, 1, seen + most_new, in_memory=True
+    )
+    # Held until the end: what the traces take is not there for weights.
+    reserved = model.prepare_one_pass(lengths=[seen], logit_rows=1, beside=kept)
+    previous = None
+    while True:
+        arrays = Arrays()
+        capture = Capture(arrays, wanted, {}, tokens=len(ids), seen=seen)
+        generation.watch(capture)
+        token = next(generation, None)
+        if token is None:
+            break
+        previous = Trace(model, ids, arrays, capture.block_seconds, previous)
+        yield token, previous
+        ids = np.array([token.id])
+        seen += 1
+    del reserved

@@ -1,0 +1,81 @@
+"""Command: every stage of a forward pass. `python -m numpy_bloom.trace --help`"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from numpy_bloom.bloom import Bloom, load
+from numpy_bloom.command import parser, run_command, text_argument
+from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.study.lenses import logit_lens
+from numpy_bloom.study.stages import table
+from numpy_bloom.study.trace import Trace
+
+
+def main() -> None:
+    """Parse, trace, print."""
+    command = _parser()
+    args = command.parse_args()
+    if args.list:
+        print(table())
+        return
+    if args.prompt is None:
+        command.error("a prompt is needed, or --list")
+    with load(args.model, memory=args.memory, threads=args.threads) as bloom:
+        prompt = text_argument(args.prompt)
+        _, trace = bloom.trace(prompt, names=args.names, folder=args.folder)
+        print(_stages(trace))
+        if args.names is None:
+            print(f"\n{_lens(bloom, trace)}")
+        if args.check:
+            divergence = trace.check()
+            if divergence:
+                raise NumpyBloomError(f"{divergence}")
+            print("every stage is what its formula gives, bit for bit", file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    command = parser(
+        "numpy_bloom.trace",
+        "Run a prompt through a model and show every intermediate array by its name.",
+        'python -m numpy_bloom.trace "Todos los seres humanos nacen" --names "blocks.0.*"',
+    )
+    add = command.add_argument
+    add("prompt", nargs="?", metavar="PROMPT", help="a text; - reads it from stdin")
+    add("--list", action="store_true", help="print all stages, with formulas, and no model")
+    add("--model", metavar="DIR", help="a converted model (default: the demo model)")
+    add("--names", metavar="A,B", help="only stages like these, such as 'blocks.*.attn.pattern'")
+    add("--folder", type=Path, metavar="DIR", help="write each array to DIR/NAME.npy")
+    add("--check", action="store_true", help="recompute each stage by its formula, compare bits")
+    add("--memory", metavar="SIZE", help="for everything, such as 2GB (default: what is free)")
+    add("--threads", type=int, metavar="N", help="default: the cores available")
+    return command
+
+
+def _stages(trace: Trace) -> str:
+    """Name, shape and size of the numbers of each stage; -inf is left out of the numbers."""
+    lines = [f"{'stage':<28}{'shape':>16}{'mean':>11}{'deviation':>11}{'least':>11}{'most':>11}"]
+    for name, array in trace.items():
+        shape = " x ".join(str(size) for size in array.shape)
+        numbers = array[np.isfinite(array)]
+        columns = (numbers.mean(), numbers.std(), numbers.min(), numbers.max())
+        lines.append(f"{name:<28}{shape:>16}" + "".join(f"{x:>11.4g}" for x in columns))
+    return "\n".join(lines)
+
+
+def _lens(bloom: Bloom, trace: Trace) -> str:
+    """What each layer takes for the next token after the prompt."""
+    lens = logit_lens(trace, top=1)
+    lines = [f"{'after':<12}{'probability':>12}  next token"]
+    for layer in range(len(lens.token_ids)):
+        name = f"blocks.{layer - 1}" if layer else "embedding"
+        probability = np.exp(lens.log_probabilities[layer, -1, 0])
+        text = bloom.decode([int(lens.token_ids[layer, -1, 0])])
+        lines.append(f"{name:<12}{probability:>12.3f}  {text!r}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, "trace"))
