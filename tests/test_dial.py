@@ -7,8 +7,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
-from checkpoints import byte_ids
+from checkpoints import Checkpoint, byte_ids
+from conversions import converted
 from dials import (
     EVERYTHING,
     NEW,
@@ -248,3 +250,18 @@ def test_two_processes_on_one_folder(folder: Path) -> None:
             assert answer(model) == expected
         other.stdin.close()
         assert other.wait(60) == 0
+
+
+def test_a_chunk_may_hold_two_parts_of_one_matrix(tmp_path: Path) -> None:
+    """The last row of the head, a part of its own, fits into the chunk of the rows before it."""
+    folder = converted(Checkpoint(heads=12, hidden=48, vocab=101), tmp_path)
+    with numpy_bloom.load(folder, memory=EVERYTHING, threads=1) as model:
+        from_memory = model(range(9))
+        stream = model.model.stream
+        assert stream.bytes_pinned == stream.nbytes
+        chunks = [part.chunk for part in model.model.parameters.lm_head._parts]
+        assert len(set(chunks)) < len(chunks)
+        least = model.model.memory_for_all - stream.nbytes + stream.buffer_bytes
+    with numpy_bloom.load(folder, memory=least, threads=1) as model:
+        assert np.array_equal(model(range(9)), from_memory)
+        assert model.model.stream.bytes_pinned == 0

@@ -217,9 +217,10 @@ class Matrix:
             if kept is None:
                 yield from self._cut(part, content)
             else:
-                if self not in kept:
-                    kept[self] = list(self._cut(part, content))
-                yield from kept[self]
+                place = self, part.rows.start  # a chunk may hold several parts, of several matrices
+                if place not in kept:
+                    kept[place] = list(self._cut(part, content))
+                yield from kept[place]
 
     def _cut(self, part: Part, content: memoryview) -> Iterator[Tile]:
         """The tiles of one part, whose chunk's bytes are at hand."""
