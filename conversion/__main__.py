@@ -29,6 +29,21 @@ def main() -> None:
         "and int8 for int4)",
     )
     add("--overwrite", action="store_true", help="replace a converted model at TARGET")
+    shards = command.add_mutually_exclusive_group()
+    shards.add_argument(
+        "--keep-source",
+        action="store_const",
+        const=True,
+        help="keep what is downloaded, in TARGET.source (default: each shard is dropped when it is "
+        "converted)",
+    )
+    shards.add_argument(
+        "--delete-source",
+        action="store_const",
+        const=False,
+        dest="keep_source",
+        help="delete each shard of a local folder when it is converted and read back",
+    )
     args = command.parse_args()
     convert(
         args.source,
@@ -36,6 +51,8 @@ def main() -> None:
         args.dtype,
         head_dtype=args.head_dtype,
         overwrite=args.overwrite,
+        keep_source=args.keep_source,
+        tell=lambda line: print(f"conversion: {line}", file=sys.stderr, flush=True),
     )
 
 

@@ -1,6 +1,6 @@
 """A local Hugging Face folder as a mapping of tensors, whichever way its weights are stored."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,7 +11,15 @@ from numpy_bloom.weights.dtypes import FLOATING
 from numpy_bloom.weights.folder import read_json
 from numpy_bloom.weights.safetensors_file import read_header
 
-__all__ = ["SourceTensor", "open_checkpoint", "strip_prefix"]
+__all__ = [
+    "INDEX_SUFFIX",
+    "SourceTensor",
+    "find_shards",
+    "names_in",
+    "open_checkpoint",
+    "open_shards",
+    "strip_prefix",
+]
 
 SINGLE_SAFETENSORS = "model.safetensors"
 SINGLE_TORCH = "pytorch_model.bin"
@@ -27,46 +35,74 @@ WEIGHTS = [
 T = TypeVar("T")
 
 
-def open_checkpoint(folder: Path) -> dict[str, SourceTensor]:
-    """Find the tensors of a checkpoint, one file or sharded, by the names under which they lie.
+def find_shards(folder: Path, present: Collection[str]) -> dict[str, set[str]]:
+    """The files that hold a checkpoint's weights, each with the tensors that it must hold.
+
+    Args:
+        folder: where the index is, if there is one.
+        present: names of all files of the checkpoint, wherever they are.
+
+    Returns:
+        For a checkpoint of a single file, whose tensors nothing but itself tells, that file and an
+        empty set.
+
+    Raises:
+        NumpyBloomError: there are no weights, or the index is malformed or names a file outside
+            the folder.
+    """
+    weights = next((name for name in WEIGHTS if name in present), None)
+    if weights is None:
+        raise NumpyBloomError(f"{folder} holds no weights; looked for {', '.join(WEIGHTS)}")
+    return _read_index(folder / weights) if weights.endswith(INDEX_SUFFIX) else {weights: set()}
+
+
+def open_shards(folder: Path, shards: Mapping[str, set[str]]) -> dict[str, SourceTensor]:
+    """The tensors of some files, by the names under which they lie.
 
     Only headers and descriptions are read, no weights.
 
     Raises:
-        NumpyBloomError: `folder` holds no weights, a shard is missing or unreadable, the index
-            names a file outside the folder, or index and shards disagree.
+        NumpyBloomError: a file is missing or unreadable, or holds not just what it must hold.
     """
-    try:
-        present = {file.name for file in folder.iterdir()}
-    except OSError as error:
-        raise NumpyBloomError(f"cannot read the checkpoint's folder {folder}: {error}") from error
-    weights = next((name for name in WEIGHTS if name in present), None)
-    if weights is None:
-        raise NumpyBloomError(f"{folder} holds no weights; looked for {', '.join(WEIGHTS)}")
-    if not weights.endswith(INDEX_SUFFIX):
-        return _read_file(folder / weights)
-    index = folder / weights
-    expected = _read_index(index)
     _fail_if(
-        sorted(expected.keys() - present),
-        f"{folder} lacks files that {weights} names; "
+        sorted(file for file in shards if not (folder / file).exists()),
+        f"{folder} lacks files that it must hold; "
         "download the checkpoint again to complete it. Missing",
-        most=len(expected),
+        most=len(shards),
     )
     tensors = {}
-    for file, names in expected.items():
+    for file, names in shards.items():
         found = _read_file(folder / file)
-        _fail_if(
-            sorted(names - found.keys()), f"{folder / file} lacks tensors that {index} places there"
-        )
-        # An unlisted tensor means that shard and index are not of one checkpoint, or that two
-        # shards hold the same name; which of the two would be meant is a guess.
-        _fail_if(
-            sorted(found.keys() - names),
-            f"{folder / file} holds tensors that {index} does not place there",
-        )
+        if names:
+            _fail_if(
+                sorted(names - found.keys()),
+                f"{folder / file} lacks tensors that the index places there",
+            )
+            # An unlisted tensor means that shard and index are not of one checkpoint, or that two
+            # shards hold the same name; which of the two would be meant is a guess.
+            _fail_if(
+                sorted(found.keys() - names),
+                f"{folder / file} holds tensors that the index does not place there",
+            )
         tensors.update(found)
     return tensors
+
+
+def open_checkpoint(folder: Path) -> dict[str, SourceTensor]:
+    """All tensors of a checkpoint, one file or sharded, that is in one folder as a whole."""
+    return open_shards(folder, find_shards(folder, names_in(folder)))
+
+
+def names_in(folder: Path) -> list[str]:
+    """The names of what is in a folder.
+
+    Raises:
+        NumpyBloomError: it cannot be read.
+    """
+    try:
+        return [file.name for file in folder.iterdir()]
+    except OSError as error:
+        raise NumpyBloomError(f"cannot read the checkpoint's folder {folder}: {error}") from error
 
 
 def strip_prefix(tensors: Mapping[str, T]) -> dict[str, T]:

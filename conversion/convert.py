@@ -1,51 +1,26 @@
-"""The conversion itself: check every tensor, then copy it, one stretch of rows at a time."""
+"""The conversion itself: see what is there, plan, then write one file after the other."""
 
-import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from itertools import chain
+import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
-from conversion.checkpoint import open_checkpoint, strip_prefix
-from conversion.hub import local_folder
-from conversion.source_tensor import SourceTensor
-from conversion.writer import FolderWriter
+from conversion.copying import convert_file, equal
+from conversion.hub import HUB_NAME, HubSource
+from conversion.plan import Plan, make_plan
+from conversion.shards import EMBEDDINGS_WEIGHT, HEAD_WEIGHT, Checkpoint
+from conversion.source import COPIED, LocalSource, Source
+from conversion.writer import FolderWriter, beside
 from numpy_bloom.errors import NumpyBloomError, OptionError
-from numpy_bloom.model.config import BloomConfig
-from numpy_bloom.weights.dtypes import STORED, Stored, all_finite, widen
-from numpy_bloom.weights.folder import (
-    EMBEDDINGS,
-    LM_HEAD,
-    ArrayFile,
-    block_file,
-    check_shapes,
-    head_file,
-    model_files,
-    read_json,
-)
-from numpy_bloom.weights.formats import FORMATS, Encoder, encoder
-from numpy_bloom.weights.safetensors_file import Spec
+from numpy_bloom.weights.folder import EMBEDDINGS, LM_HEAD, ArrayFile
+from numpy_bloom.weights.formats import BY_STORED_DTYPE, FORMATS
+from numpy_bloom.weights.safetensors_file import read_header
 
 DTYPES = ("keep", *FORMATS)
 HEAD_DTYPES = {"int8": "keep", "int4": "int8"}
 """Of the embeddings, which are the head as well: one step more careful than the blocks. Other
 dtypes hold for both."""
-
-ROWS_BYTES = 8 << 20
-"""How much of a tensor is read at once. Widened, rounded and compared, it takes some five times
-as much memory."""
-
-COPIED = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-)
-"""Files that are taken over as they are. Only the first is indispensable."""
 
 
 def convert(
@@ -55,16 +30,20 @@ def convert(
     *,
     head_dtype: str | None = None,
     overwrite: bool = False,
+    keep_source: bool | None = None,
+    tell: Callable[[str], None] = lambda _line: None,
 ) -> None:
     """Convert a Hugging Face checkpoint of a BLOOM into a folder that numpy_bloom can load.
 
-    Every key and shape is checked before anything is written; every number is checked to be
-    finite. Norms and biases keep their type. A tensor is read some 8 MB at a time (for int4, 512
-    rows if they are more; whole if it is stored transposed), and twice for the integers and for
-    bfloat16-packed, which must know it before its first row is written.
+    It may be killed at any moment: the same call goes on with the files that are complete. Every
+    name and, of shards that are there, every shape is checked before anything is written; every
+    number is checked to be finite. Norms and biases keep their type. A tensor is read some 8 MB at
+    a time (for int4, 512 rows if they are more; whole if it is stored transposed), and twice for
+    the integers and for bfloat16-packed, which must know it before its first row is written.
 
     Args:
-        source: a local folder, or a name on the Hugging Face hub such as `bigscience/bloom-560m`.
+        source: a local folder, or a name on the Hugging Face hub such as `bigscience/bloom-560m`,
+            whose shards are fetched when they are needed.
         target: the folder to write. It appears only when the conversion is complete.
         dtype: how the big matrices are stored: `keep` stores each as it was; else `float32`,
             `bfloat16`, `float16` (refused for bfloat16 matrices, whose range float16 does not
@@ -73,10 +52,15 @@ def convert(
         head_dtype: the same for the word embeddings, which are the head too. Default: that of the
             blocks, but `keep` for int8 and `int8` for int4.
         overwrite: whether a converted model at `target` may be replaced.
+        keep_source: False deletes each shard once all that came of it was read back from the disk
+            and is right. Default: True for a folder; False for the hub, whose shards lie in
+            `TARGET.source` meanwhile.
+        tell: is given a line on what will be done, and how to go on after a failure.
 
     Raises:
         NumpyBloomError: the checkpoint is incomplete, unreadable, of another model, or not
-            finite; the target exists or cannot be written; an option is unknown.
+            finite; the target exists or cannot be written; the disk has too little space; an
+            option is unknown.
     """
     if head_dtype is None:
         head_dtype = HEAD_DTYPES.get(dtype, dtype)
@@ -84,152 +68,153 @@ def convert(
         if value not in DTYPES:
             raise OptionError(f"{name} is {value!r}; expected one of {', '.join(DTYPES)}")
     target = Path(target)
-    writer = FolderWriter(target, overwrite=overwrite)
-    folder = local_folder(str(source))
-    if folder.resolve().is_relative_to(target.resolve()):
-        raise NumpyBloomError(
-            f"the source {folder} lies within the target {target}; choose another target"
+    with FolderWriter(target, overwrite=overwrite) as writer:
+        origin = _open(str(source), target, keep_source)
+        checkpoint = Checkpoint(origin)
+        dtypes = {
+            file.name: head_dtype if file.name in (EMBEDDINGS, LM_HEAD) else dtype
+            for file in checkpoint.files
+        }
+        writer.resume(
+            {
+                "options": [dtype, head_dtype],
+                "files": {
+                    name: origin.identity(name)
+                    for name in ("config.json", *checkpoint.shards)
+                    if name in origin.sizes
+                },
+            }
         )
-    values = read_json(folder / "config.json")
-    config = BloomConfig.from_dict(values)
-    tensors = strip_prefix(open_checkpoint(folder))
-    if values.get("tie_word_embeddings") is False and "lm_head.weight" not in tensors:
-        raise NumpyBloomError(
-            f"{folder}: config.json says that the head is not the word embeddings "
-            "(tie_word_embeddings is false), but 'lm_head.weight' is missing"
-        )
-    files = _files(tensors, config, folder)
-    encoders = {
-        file.prefix + name: _encoder(
-            tensors[file.prefix + name],
-            head_dtype if file.name in (EMBEDDINGS, LM_HEAD) else dtype,
-        )
-        for file in files
-        for name in file.shapes
-    }
-    total = sum(_bytes_to_read(tensors[name], encoders[name]) for name in encoders)
-    bar = tqdm(total=total, unit="B", unit_scale=True, disable=None, desc="converting")
-    with writer, bar as progress:
-        for file in files:
-            _convert_file(file, tensors, encoders, writer, progress)
+        files = [file for file in checkpoint.files if file.name not in writer.complete]
+        needed = checkpoint.needs(files)
+        checkpoint.open(needed - {shard for shard in needed if origin.comes_later(shard)})
+        plan = make_plan(files, checkpoint, origin, dtypes)
+        tell(_told(plan, writer))
+        _check_space(plan, writer.folder)
+        writer.begin()
+        try:
+            _convert_files(files, checkpoint, origin, dtypes, writer, plan)
+        except BaseException:
+            if writer.complete:
+                tell(
+                    f"{len(writer.complete)} files are complete in {writer.folder}; "
+                    "the same command goes on from there"
+                )
+            raise
         for name in COPIED:
-            if (folder / name).is_file():
-                writer.write_bytes(name, (folder / name).read_bytes())
-        blocks = [block_file(block) for block in range(config.num_hidden_layers)]
+            if (origin.folder / name).is_file():
+                writer.write_bytes(name, (origin.folder / name).read_bytes())
+        blocks = [file for file in checkpoint.files if file.name not in (EMBEDDINGS, LM_HEAD)]
+        heads = [file for file in checkpoint.files if file.name in (EMBEDDINGS, LM_HEAD)]
         writer.finish(
-            source=folder.resolve().name if Path(source).exists() else str(source),
-            dtype=_dtypes(files, blocks, encoders),
-            head_dtype=_dtypes(files, [EMBEDDINGS, LM_HEAD], encoders),
+            [*(file.name for file in checkpoint.files), *COPIED],
+            source=origin.name,
+            dtype=_dtypes(blocks, writer),
+            head_dtype=_dtypes(heads, writer),
         )
+    if origin.drops:
+        for shard in checkpoint.shards:
+            origin.drop(shard)
+        origin.close()
 
 
-def _dtypes(files: list[ArrayFile], names: list[str], encoders: dict[str, Encoder]) -> str:
+def _open(source: str, target: Path, keep: bool | None) -> Source:
+    """The source that a user names.
+
+    Raises:
+        NumpyBloomError: there is none, or it lies within the target.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        if folder.resolve().is_relative_to(target.resolve()):
+            raise NumpyBloomError(
+                f"the source {folder} lies within the target {target}; choose another target"
+            )
+        return LocalSource(folder, drops=keep is False)
+    if not HUB_NAME.fullmatch(source):
+        raise NumpyBloomError(
+            f"{source} is neither a folder nor a name on the hub such as bigscience/bloom-560m"
+        )
+    return HubSource(source, beside(target, ".source"), drops=not keep)
+
+
+def _convert_files(
+    files: list[ArrayFile],
+    checkpoint: Checkpoint,
+    source: Source,
+    dtypes: dict[str, str],
+    writer: FolderWriter,
+    plan: Plan,
+) -> None:
+    """Write the files, with no more shards there than needed if the source drops them."""
+    bar = tqdm(total=plan.reads, unit="B", unit_scale=True, disable=None, desc="converting")
+    with bar as progress:
+        for place, file in enumerate(files):
+            if source.drops:
+                _drop(set(checkpoint.shards) - checkpoint.needs(files[place:]), source, writer)
+            checkpoint.open(checkpoint.needs([file]))
+            tensors = checkpoint.tensors
+            if file.name == LM_HEAD and (
+                HEAD_WEIGHT not in tensors
+                or equal(tensors[HEAD_WEIGHT], tensors[EMBEDDINGS_WEIGHT])  # tied, all the same
+            ):
+                writer.skip(file.name)
+            else:
+                convert_file(file, tensors, dtypes[file.name], writer, progress)
+        writer.settle()
+    if source.drops:
+        writer.read_back()
+
+
+def _drop(shards: Iterable[str], source: Source, writer: FolderWriter) -> None:
+    """Remove shards, once what came of them is known to be on disk."""
+    there = [shard for shard in shards if (source.folder / shard).exists()]
+    if there:
+        writer.read_back()
+    for shard in there:
+        source.drop(shard)
+
+
+def _dtypes(files: list[ArrayFile], writer: FolderWriter) -> str:
     """The format of all matrices in some files, or `mixed`."""
-    found = {
-        encoders[file.prefix + name].format.dtype
-        for file in files
-        if file.name in names
-        for name, shape in file.shapes.items()
-        if len(shape) > 1
-    }
+    found = set()
+    for file in files:
+        if (writer.folder / file.name).exists():
+            arrays = read_header(writer.folder / file.name)
+            found |= {
+                BY_STORED_DTYPE[arrays[name].dtype].dtype
+                for name, shape in file.shapes.items()
+                if len(shape) > 1
+            }
     return found.pop() if len(found) == 1 else "mixed"
 
 
-def _files(tensors: dict[str, SourceTensor], config: BloomConfig, folder: Path) -> list[ArrayFile]:
-    """The files to write, once the checkpoint is known to hold just their arrays."""
-    hidden, vocab = config.hidden_size, config.vocab_size
-    files = model_files(config.num_hidden_layers, hidden, vocab)
-    head = head_file(hidden, vocab)
-    if "lm_head.weight" in tensors:
-        files.append(head)
-    expected = {file.prefix + name: shape for file in files for name, shape in file.shapes.items()}
-    check_shapes({name: tensor.shape for name, tensor in tensors.items()}, expected, folder)
-    if head in files and _equal(tensors["lm_head.weight"], tensors["word_embeddings.weight"]):
-        files.remove(head)  # tied, and written out all the same
-        del tensors["lm_head.weight"]
-    return files
-
-
-def _encoder(tensor: SourceTensor, dtype: str) -> Encoder:
-    """What will store a tensor."""
-    if dtype == "keep" or len(tensor.shape) == 1:
-        dtype = tensor.dtype
-    if dtype == "float16" and tensor.dtype == "bfloat16":
-        raise NumpyBloomError(
-            f"{tensor} is bfloat16, whose range float16 does not have; choose another dtype"
-        )
-    return encoder(dtype, tensor.shape)
-
-
-def _bytes_to_read(tensor: SourceTensor, encoder: Encoder) -> int:
-    nbytes = math.prod(tensor.shape) * STORED[tensor.dtype].itemsize
-    return 2 * nbytes if encoder.surveys else nbytes
-
-
-def _convert_file(
-    file: ArrayFile,
-    tensors: dict[str, SourceTensor],
-    encoders: dict[str, Encoder],
-    writer: FolderWriter,
-    progress: tqdm,
-) -> None:
-    """Write one file of the target."""
-    arrays: dict[str, Spec] = {}
-    pieces: list[Iterable[Stored]] = []
-    for name in file.shapes:
-        tensor, encoder = tensors[file.prefix + name], encoders[file.prefix + name]
-        if encoder.surveys:
-            for values in _read(tensor, 1, progress):
-                with _fitting(tensor):
-                    encoder.survey(values, tensor.dtype)
-        arrays |= {name + suffix: spec for suffix, spec in encoder.arrays().items()}
-        pieces.append(_encoded(tensor, encoder, progress))
-    writer.write_arrays(file.name, arrays, chain.from_iterable(pieces))
-
-
-def _encoded(tensor: SourceTensor, encoder: Encoder, progress: tqdm) -> Iterator[Stored]:
-    """All that is to be written of a tensor, some rows at a time."""
-    for values in _read(tensor, encoder.format.block_rows, progress):
-        with _fitting(tensor):
-            encoded = encoder.encode(values, tensor.dtype)
-        yield encoded
-    yield from encoder.beside()
-
-
-@contextmanager
-def _fitting(tensor: SourceTensor) -> Iterator[None]:
-    """Tell of which tensor a value does not fit the type."""
-    try:
-        yield
-    except OverflowError as error:
-        raise NumpyBloomError(f"{tensor} has {error}; choose another dtype") from error
-
-
-def _read(tensor: SourceTensor, block_rows: int, progress: tqdm) -> Iterator[Stored]:
-    """The tensor's rows in whole blocks, checked to be finite."""
-    for rows in _stretches(tensor, block_rows):
-        values = tensor.read_rows(rows.start, rows.stop)
-        progress.update(values.nbytes)
-        if not all_finite(values, tensor.dtype):
-            raise NumpyBloomError(f"{tensor} holds NaN or inf; download the checkpoint again")
-        yield values
-
-
-def _stretches(tensor: SourceTensor, block_rows: int) -> Iterator[slice]:
-    """The tensor's rows, about `ROWS_BYTES` at a time, in whole blocks."""
-    rows = tensor.shape[0]
-    row_bytes = math.prod(tensor.shape[1:]) * STORED[tensor.dtype].itemsize
-    step = max(1, ROWS_BYTES // (row_bytes * block_rows)) * block_rows
-    for start in range(0, rows, step):
-        yield slice(start, min(start + step, rows))
-
-
-def _equal(a: SourceTensor, b: SourceTensor) -> bool:
-    """Whether two tensors of one shape hold the same numbers."""
-    return all(
-        np.array_equal(
-            widen(a.read_rows(rows.start, rows.stop), a.dtype),
-            widen(b.read_rows(rows.start, rows.stop), b.dtype),
-        )
-        for rows in _stretches(a, 1)
+def _told(plan: Plan, writer: FolderWriter) -> str:
+    """The plan in one line."""
+    kept = len(writer.complete)
+    fetches = f"downloads {plan.fetches / 1e9:.3f} GB, " if plan.fetches else ""
+    return (
+        (f"goes on after {kept} complete files; " if kept else "")
+        + fetches
+        + f"reads {plan.reads / 1e9:.3f} GB, writes {plan.writes / 1e9:.3f} GB; "
+        f"needs {plan.disk / 1e9:.3f} GB of disk, of {_free(writer.folder) / 1e9:.3f} GB free, "
+        f"and at most {plan.memory / 1e6:.0f} MB of memory"
     )
+
+
+def _check_space(plan: Plan, folder: Path) -> None:
+    """See that the plan fits the disk.
+
+    Raises:
+        NumpyBloomError: it does not.
+    """
+    free = _free(folder)
+    if plan.disk > free:
+        raise NumpyBloomError(
+            f"the disk of {folder.parent} has {free / 1e9:.3f} GB free, expected "
+            f"{plan.disk / 1e9:.3f} GB; free some, choose another target or a smaller --dtype"
+        )
+
+
+def _free(folder: Path) -> int:
+    return shutil.disk_usage(folder).free

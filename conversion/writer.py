@@ -5,25 +5,33 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
+from tqdm import tqdm
+
+from conversion.durable import UNFINISHED, give_name, put, sha256, sync_folder, told
+from conversion.journal import Entry, Journal, Origin
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.weights.dtypes import Stored
 from numpy_bloom.weights.folder import FORMAT_VERSION, MANIFEST
 from numpy_bloom.weights.safetensors_file import Spec, header_bytes
 
-Entry = dict[str, int | str]
-
 
 class FolderWriter:
-    """Builds the folder `TARGET.partial`, which becomes TARGET when the `with` block succeeds.
+    """Builds the folder `TARGET.partial`, which becomes TARGET in the end.
+
+    When the `with` block fails, complete files stay, for the next run to go on from. While a file
+    is on its way to the disk the next one may be written.
 
     Args:
         target: the folder to be.
         overwrite: whether a converted model may stand there already; it is replaced at the end.
+
+    Attributes:
+        folder: where the files are meanwhile.
 
     Raises:
         NumpyBloomError: TARGET exists and must not be replaced, or cannot be written.
@@ -40,19 +48,24 @@ class FolderWriter:
                     f"{target} exists; give --overwrite to replace it, or another target"
                 )
         self._target = target.resolve()  # a link stays a link, `.` has a name
-        self._partial = self._beside(".partial")
-        self._replaced = self._beside(".replaced")
+        self.folder = beside(self._target, ".partial")
+        self._replaced = beside(self._target, ".replaced")
         self._overwrite = overwrite
-        self._files: dict[str, Entry] = {}
+        self._journal = Journal(beside(self._target, ".partial.json"))
+        self._begun = False
+        self._copied: dict[str, Entry] = {}
+        self._unread: list[str] = []
+        self._pool = ThreadPoolExecutor(2)  # one checksum, one file on its way to the disk
+        self._pending: Future[None] | None = None
 
     def __enter__(self) -> "FolderWriter":
-        with _told(self._partial):
+        with told(self.folder):
             _check_ours(self._replaced)
-            self._partial.mkdir(parents=True, exist_ok=True)
-            self._handle = os.open(self._partial, os.O_RDONLY)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._handle = os.open(self.folder, os.O_RDONLY)
             try:
                 self._claim()
-                _empty(self._partial)  # of a conversion that was cut off
+                _check_ours(self.folder)
             except BaseException:
                 os.close(self._handle)
                 raise
@@ -66,11 +79,11 @@ class FolderWriter:
         """
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            mine = os.path.samestat(os.fstat(self._handle), self._partial.stat())
+            mine = os.path.samestat(os.fstat(self._handle), self.folder.stat())
         except (BlockingIOError, FileNotFoundError):
             mine = False
         if not mine:
-            raise NumpyBloomError(f"another conversion is writing {self._partial}; wait for it")
+            raise NumpyBloomError(f"another conversion is writing {self.folder}; wait for it")
 
     def __exit__(
         self,
@@ -78,12 +91,43 @@ class FolderWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if kind is not None:
-            shutil.rmtree(self._partial, ignore_errors=True)
+        self._pool.shutdown()
+        if kind is not None and self._begun and not self.complete:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self._journal.remove()
+        elif kind is not None and not any(self.folder.iterdir()):
+            self.folder.rmdir()
         os.close(self._handle)
 
-    def _beside(self, suffix: str) -> Path:
-        return self._target.with_name(self._target.name + suffix)
+    @property
+    def complete(self) -> list[str]:
+        """The array files that are written, or not needed; without that which is on its way."""
+        return list(self._journal.files)
+
+    def resume(self, origin: Origin) -> None:
+        """Find out what an earlier run of the same conversion has completed; change nothing.
+
+        Args:
+            origin: what is converted, and how.
+        """
+        self._journal.read(origin)
+        entries = self._journal.files
+        total = sum(int(entry["size"]) for entry in entries.values() if entry)
+        with tqdm(
+            total=total, unit="B", unit_scale=True, disable=None, desc="checking"
+        ) as progress:
+            for name, entry in list(entries.items()):
+                if entry and not _is_whole(self.folder / name, entry, progress.update):
+                    del entries[name]
+
+    def begin(self) -> None:
+        """Remove all that is not complete: from here on files are written."""
+        with told(self.folder):
+            self._begun = True
+            for file in self.folder.iterdir():
+                if not self._journal.files.get(file.name):
+                    file.unlink()
+        self._journal.write()
 
     def write_arrays(
         self,
@@ -98,67 +142,137 @@ class FolderWriter:
             arrays: name: (dtype, shape), in the order in which they are to lie.
             values: all numbers of all arrays in that order, in pieces of any size.
         """
-        self._write(name, [header_bytes(arrays)], values)
+        unfinished = self.folder / (name + UNFINISHED)
+        with told(self.folder / name):
+            handle = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+            try:
+                entry = self._fill(handle, _buffers(header_bytes(arrays), values))
+                self.settle()
+            except BaseException:
+                os.close(handle)
+                unfinished.unlink()
+                raise
+            self._pending = self._pool.submit(self._complete, name, entry, handle)
+
+    def _fill(self, handle: int, pieces: Iterable[memoryview]) -> Entry:
+        """Write the pieces; each is hashed while it is written and the next one is made."""
+        checksum, size = hashlib.sha256(), 0
+        hashing: Future[None] | None = None
+        for piece in pieces:
+            if hashing:
+                hashing.result()
+            hashing = self._pool.submit(checksum.update, piece)
+            size += piece.nbytes
+            while piece:
+                piece = piece[os.write(handle, piece) :]  # noqa: PLW2901
+        if hashing:
+            hashing.result()
+        return {"size": size, "sha256": checksum.hexdigest()}
+
+    def _complete(self, name: str, entry: Entry, handle: int) -> None:
+        """Have a file and its name on disk, then a note of it."""
+        path = self.folder / name
+        with told(path):
+            try:
+                give_name(handle, path.with_name(name + UNFINISHED), path)
+            finally:
+                os.close(handle)
+        self._journal.add(name, entry)
+        self._unread.append(name)
+
+    def settle(self) -> None:
+        """Wait until all files written so far are complete."""
+        pending, self._pending = self._pending, None
+        if pending:
+            pending.result()
+
+    def skip(self, name: str) -> None:
+        """Note that a file is not needed."""
+        self.settle()
+        self._journal.add(name, None)
+
+    def read_back(self) -> None:
+        """Compare what is on disk with what was written, for files where that is still to be done.
+
+        Raises:
+            NumpyBloomError: the disk gives back something else.
+        """
+        self.settle()
+        while self._unread:
+            name = self._unread.pop()
+            entry = self._journal.files[name]
+            if entry and not _is_whole(self.folder / name, entry):
+                self._journal.files.pop(name)
+                self._journal.write()
+                raise NumpyBloomError(
+                    f"{self.folder / name} is not what was written; check the disk. "
+                    "Nothing of its source was deleted"
+                )
 
     def write_bytes(self, name: str, content: bytes) -> None:
-        """Write a file as it is."""
-        self._write(name, [content], [])
+        """Write a small file as it is."""
+        put(self.folder / name, content)
+        self._copied[name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
-    def _write(self, name: str, beginning: Iterable[bytes], values: Iterable[Stored]) -> None:
-        checksum = hashlib.sha256()
-        with _told(self._partial / name), (self._partial / name).open("wb") as file:
-            for piece in _buffers(beginning, values):
-                file.write(piece)
-                checksum.update(piece)
-            file.flush()
-            os.fsync(file.fileno())
-            self._files[name] = {"size": file.tell(), "sha256": checksum.hexdigest()}
-
-    def finish(self, *, source: str, dtype: str, head_dtype: str) -> None:
+    def finish(self, files: Iterable[str], *, source: str, dtype: str, head_dtype: str) -> None:
         """Write the manifest, last of all, and give the folder its name.
 
         Args:
+            files: all that were written, in the order in which they are to be listed.
             source: what was converted, a hub name or a folder's name.
             dtype: of the blocks' matrices.
             head_dtype: of the word embeddings and the head.
         """
+        self.settle()
+        entries = self._journal.files | self._copied
         manifest = {
             "format_version": FORMAT_VERSION,
             "source": source,
             "dtype": dtype,
             "head_dtype": head_dtype,
-            "files": dict(self._files),
+            "files": {name: entries[name] for name in files if entries.get(name)},
         }
-        self.write_bytes(MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
-        with _told(self._target):
-            _sync_folder(self._partial)
+        put(self.folder / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
+        with told(self._target):
             _discard(self._replaced)  # of a conversion that was cut off
             if self._target.exists() and not self._overwrite:
                 raise NumpyBloomError(f"{self._target} has come into being meanwhile; it is kept")
             try:
                 if self._target.exists():
                     self._target.rename(self._replaced)
-                self._partial.rename(self._target)
+                self.folder.rename(self._target)
             except BaseException:
                 if not self._target.exists() and self._replaced.exists():
                     self._replaced.rename(self._target)
                 raise
-            _sync_folder(self._target.parent)
+            sync_folder(self._target.parent)
+        self._journal.remove()
         _discard(self._replaced)
+
+
+def beside(target: Path, suffix: str) -> Path:
+    """A path of the conversion's own next to the target."""
+    target = target.resolve()
+    return target.with_name(target.name + suffix)
+
+
+def _is_whole(
+    path: Path, entry: Entry, progress: Callable[[int], object] = lambda _bytes: None
+) -> bool:
+    """Whether a file is on disk as it was written."""
+    try:
+        return path.stat().st_size == entry["size"] and sha256(path, progress) == entry["sha256"]
+    except OSError:
+        return False
 
 
 def _discard(folder: Path) -> None:
     """Remove a folder that a conversion left, if there is one."""
     if folder.exists():
-        _empty(folder)
+        _check_ours(folder)
+        for file in folder.iterdir():
+            file.unlink()
         folder.rmdir()
-
-
-def _empty(folder: Path) -> None:
-    """Remove the files that a conversion left in a folder."""
-    _check_ours(folder)
-    for file in folder.iterdir():
-        file.unlink()
 
 
 def _check_ours(folder: Path) -> None:
@@ -168,7 +282,8 @@ def _check_ours(folder: Path) -> None:
         NumpyBloomError: it does not.
     """
     names = [file.name for file in folder.iterdir()] if folder.exists() else []
-    foreign = [name for name in names if not name.endswith((".safetensors", ".json"))]
+    suffixes = (".safetensors", ".json")
+    foreign = [name for name in names if not name.removesuffix(UNFINISHED).endswith(suffixes)]
     if foreign:
         raise NumpyBloomError(
             f"{folder} is in the way and holds {foreign[0]}, which no conversion writes; "
@@ -176,27 +291,7 @@ def _check_ours(folder: Path) -> None:
         )
 
 
-def _buffers(beginning: Iterable[bytes], values: Iterable[Stored]) -> Iterator[memoryview]:
-    for content in beginning:
-        yield memoryview(content)
+def _buffers(beginning: bytes, values: Iterable[Stored]) -> Iterator[memoryview]:
+    yield memoryview(beginning)
     for piece in values:
         yield piece.reshape(-1).view("u1").data
-
-
-@contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """Turn a failed write (no permission, a full disk) into one clear line."""
-    try:
-        yield
-    except OSError as error:
-        raise NumpyBloomError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-def _sync_folder(folder: Path) -> None:
-    """Have the names in a folder on disk too, where the platform can."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

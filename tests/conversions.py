@@ -74,13 +74,20 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 
 def refused(source: Path, told: str, target: Path | None = None, **options: Any) -> None:
-    """The conversion fails, says so in one line, and leaves nothing."""
+    """The conversion fails, says so in one line, and leaves nothing but complete files, aside."""
     target = target or source.with_name("model")
+    partial = target.with_name(target.name + ".partial")
+    journal = target.with_name(target.name + ".partial.json")
     beside = sorted(source.parent.iterdir())
     with pytest.raises(NumpyBloomError) as error:
         convert(source, target, **options)
     assert told in str(error.value)
     assert "\n" not in str(error.value)
+    if journal.exists() and journal not in beside:
+        noted = json.loads(journal.read_text())["files"]
+        assert noted.keys() == {file.name for file in partial.iterdir()} != set()
+        shutil.rmtree(partial)
+        journal.unlink()
     assert sorted(source.parent.iterdir()) == beside
 
 

@@ -95,7 +95,7 @@ def test_all_missing_shards_are_named(tmp_path: Path) -> None:
 def test_index_and_shards_disagree(tmp_path: Path) -> None:
     write_sharded(tmp_path)
     save_file({"h.0.a": VALUES}, tmp_path / "1.safetensors")
-    assert re.search(r"1\.safetensors lacks .*index\.json .*: ln_f$", folder_error(tmp_path))
+    assert re.search(r"1\.safetensors lacks .*the index.*: ln_f$", folder_error(tmp_path))
     extra = {f"extra.{i}": VALUES for i in range(9)}
     save_file({"h.0.a": VALUES, "ln_f": VALUES, **extra}, tmp_path / "1.safetensors")
     message = folder_error(tmp_path)

@@ -146,7 +146,7 @@ def test_the_same_bytes_however_much_is_read_at_once(
     convert(source, tmp_path / "expected", dtype, head_dtype=dtype)
     expected = snapshot(tmp_path / "expected")
     for nbytes in (1, 5_000, 100_000):
-        monkeypatch.setattr(importlib.import_module("conversion.convert"), "ROWS_BYTES", nbytes)
+        monkeypatch.setattr(importlib.import_module("conversion.copying"), "ROWS_BYTES", nbytes)
         convert(source, tmp_path / str(nbytes), dtype, head_dtype=dtype)
         assert snapshot(tmp_path / str(nbytes)) == expected
 

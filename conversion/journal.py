@@ -1,0 +1,71 @@
+"""What is complete of a conversion that may be cut off at any moment."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from conversion.durable import put
+from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.weights.folder import read_json
+
+Entry = dict[str, int | str]
+"""Size and SHA-256 of a file."""
+
+Origin = dict[str, Any]
+"""What is converted and how: `options`, and of each of the source's `files` what changes with its
+content."""
+
+
+class Journal:
+    """A small JSON file beside the folder that is being filled.
+
+    Its content is replaced as a whole, so it is never torn. It lies outside of the folder, which so
+    needs no last change between being complete and getting its name.
+
+    Attributes:
+        files: the complete ones by name; None for one that turned out not to be needed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._origin: Origin = {}
+        self.files: dict[str, Entry | None] = {}
+
+    def read(self, origin: Origin) -> None:
+        """Take over what an earlier run of the same conversion noted; else there are no files.
+
+        Files of the source that are gone may have been deleted on purpose; all others must be as
+        they were.
+
+        Raises:
+            NumpyBloomError: there is a file under the journal's name that is none.
+        """
+        self._origin = origin
+        if not self._path.exists():
+            return
+        found = read_json(self._path)
+        if not all(isinstance(found.get(key), dict) for key in ("origin", "files")):
+            raise NumpyBloomError(
+                f"{self._path} is in the way and no conversion wrote it; "
+                "move it, or choose another target"
+            )
+        before = found["origin"]
+        if before.get("options") == origin["options"] and all(
+            before.get("files", {}).get(name) == identity
+            for name, identity in origin["files"].items()
+        ):
+            self._origin, self.files = before, found["files"]
+
+    def write(self) -> None:
+        """Have all this on disk."""
+        content = {"origin": self._origin, "files": self.files}
+        put(self._path, json.dumps(content).encode())
+
+    def add(self, name: str, entry: Entry | None) -> None:
+        """Note that a file is complete and on disk, or is not needed."""
+        self.files[name] = entry
+        self.write()
+
+    def remove(self) -> None:
+        """There is nothing to go on from any more."""
+        self._path.unlink(missing_ok=True)
