@@ -1,74 +1,164 @@
-"""Names on the hub, with a stand-in for it: which files are fetched, and what a failure is told."""
+"""Checkpoints on a hub: fetched a shard at a time, through broken connections, and checked."""
 
 import json
-from fnmatch import fnmatch
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from checkpoints import Checkpoint
-from conversions import failing
+from checkpoints import Array, Checkpoint, write_safetensors
+from conversions import manifest, snapshot
+from hub_server import REPOSITORY, Hub, serving
 
 from conversion import convert
 from numpy_bloom.errors import NumpyBloomError
 
+HIDDEN = 64
+LARGE = 50_000
+"""Bytes; only the shards and what comes of them have so many."""
 
-class Hub:
-    """Stands in for huggingface_hub: lists files, and downloads to a folder."""
-
-    def __init__(self, files: list[str], folder: Path) -> None:
-        self.files = files
-        self.folder = folder
-        self.patterns: list[str] = []
-
-    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("huggingface_hub.list_repo_files", lambda _name: self.files)
-        monkeypatch.setattr("huggingface_hub.snapshot_download", self.snapshot_download)
-
-    def snapshot_download(self, _name: str, *, allow_patterns: list[str]) -> str:
-        self.patterns = allow_patterns
-        return str(self.folder)
-
-    def downloads(self, file: str) -> bool:
-        return any(fnmatch(file, pattern) for pattern in self.patterns)
-
-
-@pytest.mark.parametrize(
-    ("weights", "left"),
-    [
-        (["model.safetensors"], ["pytorch_model.bin", "flax_model.msgpack"]),
-        (["pytorch_model.bin"], ["flax_model.msgpack", "adapter.safetensors"]),
-        (
-            ["model_00001-of-00072.safetensors", "model.safetensors.index.json"],
-            ["pytorch_model_00001-of-00072.bin", "pytorch_model.bin.index.json"],
-        ),
-        (["pytorch_model_00001-of-00072.bin", "pytorch_model.bin.index.json"], []),
-        ([], ["flax_model.msgpack"]),
-    ],
-)
-def test_hub(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: list[str], left: list[str]
-) -> None:
-    texts = ["config.json", "tokenizer.json", "generation_config.json", "special_tokens_map.json"]
-    hub = Hub([*texts, *weights, *left, "README.md"], Checkpoint().write(tmp_path / "a1b2c3"))
-    hub.install(monkeypatch)
-    convert("some/model", tmp_path / "model")
-    assert [file for file in hub.files if hub.downloads(file)] == [*texts, *weights]
-    assert json.loads((tmp_path / "model/manifest.json").read_text())["source"] == "some/model"
+RUN = """
+import os, sys, time
+from pathlib import Path
+time.sleep = lambda _seconds: None  # the library waits between its attempts
+import conversion.shards
+folder = Path(sys.argv[1])
+most = 0
+real = conversion.shards.Checkpoint.open
+def used():
+    sizes = [f.stat().st_size for f in folder.rglob('*') if f.is_file()]
+    return sum(size for size in sizes if size > 50_000)
+def measure(*_):
+    global most
+    try:
+        most = max(most, used())
+    except FileNotFoundError:
+        pass
+def opened(self, shards):
+    real(self, shards)
+    measure()
+conversion.shards.Checkpoint.open = opened
+import conversion.copying
+write = os.write
+def written(handle, piece):
+    count = write(handle, piece)
+    measure()
+    return count
+os.write = written
+from conversion.__main__ import main
+from numpy_bloom.command import run_command
+sys.argv = ['conversion', *sys.argv[2:]]
+code = run_command(main, 'conversion')
+print(most)
+sys.exit(code)
+"""
 
 
-def test_hub_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    error = OSError("401 Client Error.\nRepository Not Found")
-    monkeypatch.setattr("huggingface_hub.list_repo_files", failing(list, 1, error))
-    with pytest.raises(NumpyBloomError, match=r"some/model.*401 Client Error\.$"):
-        convert("some/model", tmp_path / "model")
-    assert not list(tmp_path.iterdir())
+def run(hub: Hub, folder: Path, *arguments: str) -> tuple[int, int, str]:
+    """Convert in a process of its own, since the library reads HF_ENDPOINT when it is imported.
+
+    Returns:
+        Exit code, the largest use of `folder` in bytes, stderr.
+    """
+    folder.mkdir(exist_ok=True)
+    environment = os.environ | {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(folder.with_name("home")),
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "NO_PROXY": "127.0.0.1",
+    }
+    command = [sys.executable, "-c", RUN, str(folder), REPOSITORY, str(folder / "m"), *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return done.returncode, int(done.stdout or 0), done.stderr
 
 
-def test_an_existing_target_is_told_before_the_download(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hub = Hub([], tmp_path)
-    hub.install(monkeypatch)
-    monkeypatch.setattr("huggingface_hub.list_repo_files", failing(list, 1, AssertionError()))
+def write_blockwise(folder: Path) -> list[Path]:
+    """A checkpoint whose shards are cut like those of the 176B model: embeddings, one block each,
+    last norm."""
+    checkpoint = Checkpoint(hidden=HIDDEN, blocks=4, vocab=1000)
+    checkpoint.write(folder)
+    (folder / "model.safetensors").unlink()
+    groups: dict[str, dict[str, Array]] = {}
+    for name, array in checkpoint.tensors.items():
+        part = name[:4] if name.startswith("h.") else name.partition("_")[0]
+        groups.setdefault(part, {})[name] = array
+    weight_map, paths = {}, []
+    for number, part in enumerate(
+        sorted(groups, key=["word", "h.0.", "h.1.", "h.2.", "h.3.", "ln"].index)
+    ):
+        path = folder / f"model-{number + 1:05d}-of-{len(groups):05d}.safetensors"
+        write_safetensors(path, groups[part])
+        weight_map |= dict.fromkeys(groups[part], path.name)
+        paths.append(path)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return paths
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> list[Path]:
+    return write_blockwise(tmp_path / "source")
+
+
+def test_a_shard_at_a_time(tmp_path: Path, shards: list[Path]) -> None:
+    """The same folder as from a local source, but for the name; with the disk of the target and one
+    shard, though connections break off twice; and each body is fetched once."""
+    with serving(tmp_path / "source") as hub:
+        hub.drops[shards[1].name] = [1000, 70_000]
+        code, most, told = run(hub, tmp_path / "work")
+    assert (code, "downloads 0.0" in told) == (0, True), told
+    convert(tmp_path / "source", tmp_path / "expected")
+    found, expected = snapshot(tmp_path / "work" / "m"), snapshot(tmp_path / "expected")
+    assert manifest(tmp_path / "work" / "m")["source"] == REPOSITORY
+    assert found.pop("manifest.json") != expected.pop("manifest.json")
+    assert found == expected
+    assert [path.name for path in (tmp_path / "work").iterdir()] == ["m"]
+    target = sum(len(content) for content in found.values() if len(content) > LARGE)
+    assert most <= target + max(shard.stat().st_size for shard in shards)
+    for shard in shards:
+        assert hub.fetched.count(shard.name) == (3 if shard == shards[1] else 1)
+    assert not any("README" in name for name in hub.fetched)
+
+
+def test_a_shard_that_is_another_is_refused(tmp_path: Path, shards: list[Path]) -> None:
+    """And nothing of it is used; once the hub is right, nothing else is fetched again."""
+    with serving(tmp_path / "source") as hub:
+        hub.damaged.add(shards[2].name)
+        code, _, told = run(hub, tmp_path / "work")
+        assert code == 1
+        assert f"{shards[2].name} of {REPOSITORY} has another checksum than the hub" in told
+        assert "2 files are complete" in told and told.count("\n") == 3
+        assert not (tmp_path / "work" / "m").exists()
+        assert not (tmp_path / "work" / "m.source" / shards[2].name).exists()
+        hub.damaged.clear()
+        hub.fetched.clear()
+        code, _, told = run(hub, tmp_path / "work", "--keep-source")
+        assert (code, "goes on after 2 complete files" in told) == (0, True), told
+    assert [name for name in hub.fetched if "-of-" in name] == [path.name for path in shards[2:]]
+    assert {path.name for path in shards[2:]} < {
+        path.name for path in (tmp_path / "work" / "m.source").iterdir()
+    }
+
+
+def test_a_hub_that_cannot_be_had(tmp_path: Path, shards: list[Path]) -> None:
+    with serving(tmp_path / "source") as hub:
+        hub.truncated[shards[1].name] = 1000
+        code, _, told = run(hub, tmp_path / "work")
+        assert code == 1 and f"cannot download {shards[1].name} of {REPOSITORY}: " in told
+        hub.truncated.clear()
+    code, _, told = run(hub, tmp_path / "work")
+    assert code == 1 and "cannot be had from the hub" in told
+
+
+def test_what_is_in_the_way(tmp_path: Path, shards: list[Path]) -> None:
+    mine = tmp_path / "work" / "m.source" / "mine"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with serving(tmp_path / "source") as hub:
+        code, _, told = run(hub, tmp_path / "work")
+    assert code == 1 and "m.source is in the way" in told and mine.read_text() == "mine"
+
+
+def test_an_existing_target_is_told_before_the_hub_is_asked(tmp_path: Path) -> None:
     with pytest.raises(NumpyBloomError, match="exists and is no converted model"):
         convert("some/model", tmp_path)
