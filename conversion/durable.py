@@ -19,6 +19,7 @@ def put(path: Path, content: bytes) -> None:
     unfinished = path.with_name(path.name + UNFINISHED)
     with told(path), unfinished.open("wb") as file:
         file.write(content)
+        file.flush()
         give_name(file.fileno(), unfinished, path)
 
 

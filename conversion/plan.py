@@ -7,7 +7,7 @@ from pathlib import Path
 
 from conversion.copying import bytes_to_read, largest_stretch, stored_dtype
 from conversion.shards import Checkpoint
-from conversion.source import Source
+from conversion.source import COPIED, Source
 from conversion.source_tensor import SourceTensor, row_major
 from numpy_bloom.weights.dtypes import STORED
 from numpy_bloom.weights.folder import ArrayFile
@@ -55,7 +55,8 @@ def make_plan(
     """
     sizes = {shard: source.sizes.get(shard, 0) for shard in checkpoint.shards}
     here = {shard for shard in sizes if (source.folder / shard).exists()}
-    reads = writes = fetches = disk = most = stretch = 0
+    reads = fetches = stretch = 0
+    writes = disk = most = sum(source.sizes.get(name, 0) for name in COPIED)
     for place, file in enumerate(files):
         gone = here - checkpoint.needs(files[place:]) if source.drops else set()
         coming = checkpoint.needs([file]) - here

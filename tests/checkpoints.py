@@ -163,15 +163,31 @@ class Checkpoint:
         if shards == 1:
             write_safetensors(folder / "model.safetensors", named)
             return folder
-        weight_map = {}
-        for shard in range(shards):
-            file = f"model-{shard + 1:05d}-of-{shards:05d}.safetensors"
-            names = list(named)[shard::shards]
-            write_safetensors(folder / file, {name: named[name] for name in names})
-            weight_map |= dict.fromkeys(names, file)
-        index = {"metadata": {}, "weight_map": weight_map}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-        return folder
+        names = list(named)
+        return _write_shards(
+            folder, [{n: named[n] for n in names[i::shards]} for i in range(shards)]
+        )
+
+    def write_in_blocks(self, folder: Path) -> Path:
+        """The same in shards cut as those of the 176B model: embeddings, one block each, ln_f."""
+        self.write(folder)
+        (folder / "model.safetensors").unlink()
+        parts = ["word", *(f"h.{block}." for block in range(self.blocks)), "ln_f"]
+        return _write_shards(
+            folder,
+            [{n: t for n, t in self.tensors.items() if n.startswith(part)} for part in parts],
+        )
+
+
+def _write_shards(folder: Path, shards: Sequence[Mapping[str, Array]]) -> Path:
+    weight_map = {}
+    for number, arrays in enumerate(shards, start=1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        write_safetensors(folder / file, arrays)
+        weight_map |= dict.fromkeys(arrays, file)
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
 
 
 def write_safetensors(path: Path, arrays: Mapping[str, Array]) -> None:

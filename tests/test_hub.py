@@ -1,13 +1,12 @@
 """Checkpoints on a hub: fetched a shard at a time, through broken connections, and checked."""
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from checkpoints import Array, Checkpoint, write_safetensors
+from checkpoints import Checkpoint
 from conversions import manifest, snapshot
 from hub_server import REPOSITORY, Hub, serving
 
@@ -73,31 +72,11 @@ def run(hub: Hub, folder: Path, *arguments: str) -> tuple[int, int, str]:
     return done.returncode, int(done.stdout or 0), done.stderr
 
 
-def write_blockwise(folder: Path) -> list[Path]:
-    """A checkpoint whose shards are cut like those of the 176B model: embeddings, one block each,
-    last norm."""
-    checkpoint = Checkpoint(hidden=HIDDEN, blocks=4, vocab=1000)
-    checkpoint.write(folder)
-    (folder / "model.safetensors").unlink()
-    groups: dict[str, dict[str, Array]] = {}
-    for name, array in checkpoint.tensors.items():
-        part = name[:4] if name.startswith("h.") else name.partition("_")[0]
-        groups.setdefault(part, {})[name] = array
-    weight_map, paths = {}, []
-    for number, part in enumerate(
-        sorted(groups, key=["word", "h.0.", "h.1.", "h.2.", "h.3.", "ln"].index)
-    ):
-        path = folder / f"model-{number + 1:05d}-of-{len(groups):05d}.safetensors"
-        write_safetensors(path, groups[part])
-        weight_map |= dict.fromkeys(groups[part], path.name)
-        paths.append(path)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    return paths
-
-
 @pytest.fixture
 def shards(tmp_path: Path) -> list[Path]:
-    return write_blockwise(tmp_path / "source")
+    checkpoint = Checkpoint(hidden=HIDDEN, blocks=4, vocab=1000)
+    folder = checkpoint.write_in_blocks(tmp_path / "source")
+    return sorted(folder.glob("*-of-*"))
 
 
 def test_a_shard_at_a_time(tmp_path: Path, shards: list[Path]) -> None:

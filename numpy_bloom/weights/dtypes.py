@@ -27,6 +27,9 @@ STORED: dict[str, np.dtype[Any]] = {
 FLOATING = ("float32", "float16", "bfloat16")
 """The dtypes that a checkpoint's tensors may have; the others are parts of our own formats."""
 
+_INFINITY = {"float32": 0x7F800000, "float16": 0x7C00, "bfloat16": 0x7F80}
+"""The bits of infinity; NaNs have larger ones."""
+
 SAFETENSORS_CODES = {
     "float32": "F32",
     "float16": "F16",
@@ -74,7 +77,13 @@ def narrow(values: Floats, dtype: str) -> Stored:
 
 
 def all_finite(stored: Stored, dtype: str) -> bool:
-    """Whether no value of a floating type is NaN or infinite (both have all exponent bits set)."""
-    if dtype == "bfloat16":
-        return not bool(np.any((stored.view(np.uint16) & 0x7F80) == 0x7F80))
-    return bool(np.isfinite(stored).all())
+    """Whether no value of a floating type is NaN or infinite (both have all exponent bits set).
+
+    As signed integers these are the largest of the positive values, as unsigned ones the largest
+    of the negative ones: two maxima, and no array beside.
+    """
+    bits = STORED[dtype].itemsize * 8
+    infinity = _INFINITY[dtype]
+    positive = stored.view(f"<i{bits // 8}").max(initial=0)
+    negative = stored.view(f"<u{bits // 8}").max(initial=0)
+    return int(positive) < infinity and int(negative) < infinity + (1 << (bits - 1))
