@@ -37,7 +37,7 @@ def convert(
 
     It may be killed at any moment: the same call goes on with the files that are complete. Every
     name and, of shards that are there, every shape is checked before anything is written; every
-    number is checked to be finite. Norms and biases keep their type. A tensor is read some 8 MB at
+    number is checked to be finite. Norms and biases keep their type. A tensor is read some 4 MB at
     a time (for int4, 512 rows if they are more; whole if it is stored transposed), and twice for
     the integers and for bfloat16-packed, which must know it before its first row is written.
 

@@ -16,7 +16,7 @@ from numpy_bloom.weights.folder import ArrayFile
 from numpy_bloom.weights.formats import Encoder, encoder
 from numpy_bloom.weights.safetensors_file import Spec
 
-ROWS_BYTES = 1 << 23
+ROWS_BYTES = 4 << 20
 """How much of a tensor is read at once. Widened, rounded and compared, it takes some five times
 as much memory."""
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,9 @@ from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.weights.dtypes import Stored
 from numpy_bloom.weights.folder import FORMAT_VERSION, MANIFEST
 from numpy_bloom.weights.safetensors_file import Spec, header_bytes
+
+PIECES_AHEAD = 3
+"""How many pieces may wait for their checksum."""
 
 
 class FolderWriter:
@@ -55,7 +59,7 @@ class FolderWriter:
         self._begun = False
         self._copied: dict[str, Entry] = {}
         self._unread: list[str] = []
-        self._pool = ThreadPoolExecutor(2)  # one checksum, one file on its way to the disk
+        self._hasher, self._syncer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self._pending: Future[None] | None = None
 
     def __enter__(self) -> "FolderWriter":
@@ -91,7 +95,8 @@ class FolderWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._pool.shutdown()
+        self._hasher.shutdown()
+        self._syncer.shutdown()
         if kind is not None and self._begun and not self.complete:
             shutil.rmtree(self.folder, ignore_errors=True)
             self._journal.remove()
@@ -152,21 +157,21 @@ class FolderWriter:
                 os.close(handle)
                 unfinished.unlink()
                 raise
-            self._pending = self._pool.submit(self._complete, name, entry, handle)
+            self._pending = self._syncer.submit(self._complete, name, entry, handle)
 
     def _fill(self, handle: int, pieces: Iterable[memoryview]) -> Entry:
-        """Write the pieces; each is hashed while it is written and the next one is made."""
+        """Write the pieces; each is hashed while it is written and the next ones are made."""
         checksum, size = hashlib.sha256(), 0
-        hashing: Future[None] | None = None
+        hashing: deque[Future[None]] = deque()
         for piece in pieces:
-            if hashing:
-                hashing.result()
-            hashing = self._pool.submit(checksum.update, piece)
+            if len(hashing) == PIECES_AHEAD:
+                hashing.popleft().result()
+            hashing.append(self._hasher.submit(checksum.update, piece))
             size += piece.nbytes
             while piece:
                 piece = piece[os.write(handle, piece) :]  # noqa: PLW2901
-        if hashing:
-            hashing.result()
+        for future in hashing:
+            future.result()
         return {"size": size, "sha256": checksum.hexdigest()}
 
     def _complete(self, name: str, entry: Entry, handle: int) -> None:
