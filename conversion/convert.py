@@ -68,54 +68,61 @@ def convert(
         if value not in DTYPES:
             raise OptionError(f"{name} is {value!r}; expected one of {', '.join(DTYPES)}")
     target = Path(target)
-    with FolderWriter(target, overwrite=overwrite) as writer:
-        origin = _open(str(source), target, keep_source)
-        checkpoint = Checkpoint(origin)
-        dtypes = {
-            file.name: head_dtype if file.name in (EMBEDDINGS, LM_HEAD) else dtype
-            for file in checkpoint.files
-        }
-        writer.resume(
-            {
-                "options": [dtype, head_dtype],
-                "files": {
-                    name: origin.identity(name)
-                    for name in ("config.json", *checkpoint.shards)
-                    if name in origin.sizes
-                },
-            }
-        )
-        files = [file for file in checkpoint.files if file.name not in writer.complete]
-        needed = checkpoint.needs(files)
-        checkpoint.open(needed - {shard for shard in needed if origin.comes_later(shard)})
-        plan = make_plan(files, checkpoint, origin, dtypes)
-        tell(_told(plan, writer))
-        _check_space(plan, writer.folder)
-        writer.begin()
-        try:
-            _convert_files(files, checkpoint, origin, dtypes, writer, plan)
-        except BaseException:
-            if writer.complete:
-                tell(
-                    f"{len(writer.complete)} files are complete in {writer.folder}; "
-                    "the same command goes on from there"
-                )
-            raise
-        for name in COPIED:
-            if (origin.folder / name).is_file():
-                writer.write_bytes(name, (origin.folder / name).read_bytes())
-        blocks = [file for file in checkpoint.files if file.name not in (EMBEDDINGS, LM_HEAD)]
-        heads = [file for file in checkpoint.files if file.name in (EMBEDDINGS, LM_HEAD)]
-        writer.finish(
-            [*(file.name for file in checkpoint.files), *COPIED],
-            source=origin.name,
-            dtype=_dtypes(blocks, writer),
-            head_dtype=_dtypes(heads, writer),
-        )
+    writer = FolderWriter(target, overwrite=overwrite)
+    try:
+        with writer:
+            origin = _open(str(source), target, keep_source)
+            checkpoint = Checkpoint(origin)
+            _convert(checkpoint, origin, dtype, head_dtype, writer, tell)
+    except BaseException:
+        if writer.complete:
+            tell(
+                f"{len(writer.complete)} files are complete in {writer.folder}; "
+                "the same command goes on from there"
+            )
+        raise
     if origin.drops:
         for shard in checkpoint.shards:
             origin.drop(shard)
         origin.close()
+
+
+def _convert(
+    checkpoint: Checkpoint,
+    source: Source,
+    dtype: str,
+    head_dtype: str,
+    writer: FolderWriter,
+    tell: Callable[[str], None],
+) -> None:
+    """Check, plan, write all that is not complete, and give the folder its name."""
+    identities = {
+        name: source.identity(name)
+        for name in ("config.json", *checkpoint.shards)
+        if name in source.sizes
+    }
+    writer.resume({"options": [dtype, head_dtype], "files": identities})
+    files = [file for file in checkpoint.files if file.name not in writer.complete]
+    needed = checkpoint.needs(files)
+    checkpoint.open(shard for shard in needed if not source.comes_later(shard))
+    heads = [file for file in checkpoint.files if file.name in (EMBEDDINGS, LM_HEAD)]
+    blocks = [file for file in checkpoint.files if file not in heads]
+    dtypes = dict.fromkeys((EMBEDDINGS, LM_HEAD), head_dtype)
+    dtypes |= {file.name: dtype for file in blocks}
+    plan = make_plan(files, checkpoint, source, dtypes)
+    tell(_told(plan, writer))
+    _check_space(plan, writer.folder)
+    writer.begin()
+    _convert_files(files, checkpoint, source, dtypes, writer, plan)
+    for name in COPIED:
+        if (source.folder / name).is_file():
+            writer.write_bytes(name, (source.folder / name).read_bytes())
+    writer.finish(
+        [*(file.name for file in checkpoint.files), *COPIED],
+        source=source.name,
+        dtype=_dtypes(blocks, writer),
+        head_dtype=_dtypes(heads, writer),
+    )
 
 
 def _open(source: str, target: Path, keep: bool | None) -> Source:

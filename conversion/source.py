@@ -63,6 +63,12 @@ class LocalSource:
             for name in names_in(folder)
             if (folder / name).is_file()
         }
+        links = [name for name in self.sizes if drops and (folder / name).is_symlink()]
+        if links:
+            raise NumpyBloomError(
+                f"{folder / links[0]} is a link; expected a file that can be deleted. Name the "
+                "folder that it points to, or do without --delete-source"
+            )
 
     def identity(self, name: str) -> object:
         """Size and time of the last change."""

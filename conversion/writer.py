@@ -22,6 +22,8 @@ from numpy_bloom.weights.safetensors_file import Spec, header_bytes
 
 PIECES_AHEAD = 3
 """How many pieces may wait for their checksum."""
+FILES_AHEAD = 2
+"""How many files may be on their way to the disk when another one is."""
 
 
 class FolderWriter:
@@ -60,7 +62,7 @@ class FolderWriter:
         self._copied: dict[str, Entry] = {}
         self._unread: list[str] = []
         self._hasher, self._syncer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
-        self._pending: Future[None] | None = None
+        self._pending: deque[Future[None]] = deque()
 
     def __enter__(self) -> "FolderWriter":
         with told(self.folder):
@@ -151,16 +153,21 @@ class FolderWriter:
         with told(self.folder / name):
             handle = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
             try:
-                entry = self._fill(handle, _buffers(header_bytes(arrays), values))
-                self.settle()
+                size, digest = self._fill(handle, _buffers(header_bytes(arrays), values))
+                while len(self._pending) > FILES_AHEAD:
+                    self._pending.popleft().result()
             except BaseException:
                 os.close(handle)
                 unfinished.unlink()
                 raise
-            self._pending = self._syncer.submit(self._complete, name, entry, handle)
+            self._pending.append(self._syncer.submit(self._complete, name, size, digest, handle))
 
-    def _fill(self, handle: int, pieces: Iterable[memoryview]) -> Entry:
-        """Write the pieces; each is hashed while it is written and the next ones are made."""
+    def _fill(self, handle: int, pieces: Iterable[memoryview]) -> tuple[int, Future[str]]:
+        """Write the pieces; each is hashed while it is written and the next ones are made.
+
+        Returns:
+            Their size in bytes, and their SHA-256 when the hasher, which goes in order, is there.
+        """
         checksum, size = hashlib.sha256(), 0
         hashing: deque[Future[None]] = deque()
         for piece in pieces:
@@ -170,11 +177,9 @@ class FolderWriter:
             size += piece.nbytes
             while piece:
                 piece = piece[os.write(handle, piece) :]  # noqa: PLW2901
-        for future in hashing:
-            future.result()
-        return {"size": size, "sha256": checksum.hexdigest()}
+        return size, self._hasher.submit(checksum.hexdigest)
 
-    def _complete(self, name: str, entry: Entry, handle: int) -> None:
+    def _complete(self, name: str, size: int, digest: Future[str], handle: int) -> None:
         """Have a file and its name on disk, then a note of it."""
         path = self.folder / name
         with told(path):
@@ -182,14 +187,13 @@ class FolderWriter:
                 give_name(handle, path.with_name(name + UNFINISHED), path)
             finally:
                 os.close(handle)
-        self._journal.add(name, entry)
+        self._journal.add(name, {"size": size, "sha256": digest.result()})
         self._unread.append(name)
 
     def settle(self) -> None:
         """Wait until all files written so far are complete."""
-        pending, self._pending = self._pending, None
-        if pending:
-            pending.result()
+        while self._pending:
+            self._pending.popleft().result()
 
     def skip(self, name: str) -> None:
         """Note that a file is not needed."""

@@ -24,8 +24,8 @@ FIRST, LAST = (f"model-{number:05d}-of-00004.safetensors" for number in (1, 4))
 FILES = ["embeddings.safetensors", "block_000.safetensors", "block_001.safetensors"]
 
 
-@pytest.mark.parametrize("options", [{}, {"keep_source": False, "dtype": "int8"}])
-def test_killed_at_each_step(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_killed_at_each_step(tmp_path: Path) -> None:
+    options = {"keep_source": False, "dtype": "int8"}
     in_order(1).write(tmp_path / "source", shards=1)
     command = [
         sys.executable,
@@ -184,6 +184,16 @@ def test_nothing_is_deleted_that_the_disk_lost(
     monkeypatch.undo()
     assert snapshot(source) == before
     convert(source, tmp_path / "model", keep_source=False)
+
+
+def test_links_are_not_deleted(tmp_path: Path) -> None:
+    Checkpoint().write(tmp_path / "blobs")
+    (tmp_path / "source").mkdir()
+    for path in (tmp_path / "blobs").iterdir():
+        (tmp_path / "source" / path.name).symlink_to(path)
+    with pytest.raises(NumpyBloomError, match=r"is a link; .* without --delete-source"):
+        convert(tmp_path / "source", tmp_path / "model", keep_source=False)
+    convert(tmp_path / "source", tmp_path / "model")
 
 
 Usage = namedtuple("Usage", "total used free")

@@ -103,14 +103,16 @@ def test_leftovers_are_replaced(tmp_path: Path) -> None:
 
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+UNREADABLE = OSError(errno.EIO, os.strerror(errno.EIO))
 DAMAGED = NumpyBloomError("damaged")
 INTERRUPTIONS = [
     # With two blocks: 28 arrays are read, 12 files (the journal among them, six times) are written.
     *((SourceTensor, "read_rows", call, DAMAGED) for call in (1, 28)),
     *((SourceTensor, "read_rows", call, KeyboardInterrupt()) for call in (1, 15, 28)),
-    *((os, "fsync", call, FULL) for call in range(1, 25)),
+    *((np, "fromfile", call, UNREADABLE) for call in (1, 15, 28)),
+    *((os, "fsync", call, FULL) for call in range(1, 25, 3)),
     *((os, "fsync", call, KeyboardInterrupt()) for call in (1, 8)),
-    *((os, "replace", call, FULL) for call in range(1, 13)),
+    *((os, "replace", call, FULL) for call in range(1, 13, 3)),
     *((os, "write", call, FULL) for call in (1, 2, 28)),
     (os, "rename", 1, FULL),
     (os, "rename", 1, KeyboardInterrupt()),
@@ -145,6 +147,8 @@ def test_interruptions(
     if error is FULL:
         assert str(raised.value).startswith(f"cannot write {target}")
         assert str(raised.value).endswith(f": {FULL.strerror}")
+    elif error is UNREADABLE:
+        assert str(raised.value).startswith("cannot read ")
     else:
         assert raised.value is error
     left = snapshot(tmp_path)
