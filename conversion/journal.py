@@ -1,10 +1,11 @@
 """What is complete of a conversion that may be cut off at any moment."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from conversion.durable import put
+from conversion.durable import put, sha256
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.weights.folder import read_json
 
@@ -69,3 +70,13 @@ class Journal:
     def remove(self) -> None:
         """There is nothing to go on from any more."""
         self._path.unlink(missing_ok=True)
+
+
+def is_whole(
+    path: Path, entry: Entry, progress: Callable[[int], object] = lambda _bytes: None
+) -> bool:
+    """Whether a file is on disk as it was written."""
+    try:
+        return path.stat().st_size == entry["size"] and sha256(path, progress) == entry["sha256"]
+    except OSError:
+        return False

@@ -6,15 +6,15 @@ import json
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
 from tqdm import tqdm
 
-from conversion.durable import UNFINISHED, give_name, put, sha256, sync_folder, told
-from conversion.journal import Entry, Journal, Origin
+from conversion.durable import UNFINISHED, give_name, put, sync_folder, told
+from conversion.journal import Entry, Journal, Origin, is_whole
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.weights.dtypes import Stored
 from numpy_bloom.weights.folder import FORMAT_VERSION, MANIFEST
@@ -124,7 +124,7 @@ class FolderWriter:
             total=total, unit="B", unit_scale=True, disable=None, desc="checking"
         ) as progress:
             for name, entry in list(entries.items()):
-                if entry and not _is_whole(self.folder / name, entry, progress.update):
+                if entry and not is_whole(self.folder / name, entry, progress.update):
                     del entries[name]
 
     def begin(self) -> None:
@@ -210,7 +210,7 @@ class FolderWriter:
         while self._unread:
             name = self._unread.pop()
             entry = self._journal.files[name]
-            if entry and not _is_whole(self.folder / name, entry):
+            if entry and not is_whole(self.folder / name, entry):
                 self._journal.files.pop(name)
                 self._journal.write()
                 raise NumpyBloomError(
@@ -263,16 +263,6 @@ def beside(target: Path, suffix: str) -> Path:
     """A path of the conversion's own next to the target."""
     target = target.resolve()
     return target.with_name(target.name + suffix)
-
-
-def _is_whole(
-    path: Path, entry: Entry, progress: Callable[[int], object] = lambda _bytes: None
-) -> bool:
-    """Whether a file is on disk as it was written."""
-    try:
-        return path.stat().st_size == entry["size"] and sha256(path, progress) == entry["sha256"]
-    except OSError:
-        return False
 
 
 def _discard(folder: Path) -> None:

@@ -25,8 +25,9 @@ FILES = ["embeddings.safetensors", "block_000.safetensors", "block_001.safetenso
 
 
 def test_killed_at_each_step(tmp_path: Path) -> None:
+    """With a source that is deleted on the way."""
     options = {"keep_source": False, "dtype": "int8"}
-    in_order(1).write(tmp_path / "source", shards=1)
+    Checkpoint(blocks=1).write_in_blocks(tmp_path / "source")
     command = [
         sys.executable,
         str(SCRIPT),
@@ -40,10 +41,10 @@ def test_killed_at_each_step(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["kills"] > 50
 
 
-def in_order(blocks: int = 2) -> Checkpoint:
+def in_order() -> Checkpoint:
     """Whose tensors lie in the order of a pass, as in the checkpoints on the hub."""
-    checkpoint = Checkpoint(blocks=blocks)
-    order = ["word", *(f"h.{block}." for block in range(blocks)), "ln_f"]
+    checkpoint = Checkpoint()
+    order = ["word", "h.0.", "h.1.", "ln_f"]
     checkpoint.tensors = {
         name: array
         for part in order
