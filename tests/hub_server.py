@@ -17,7 +17,7 @@ class Hub:
 
     Attributes:
         drops: for a file, after how many bytes of a body the next connections break off, once each.
-        truncated: for a file, the size of all its bodies, whose headers tell no more than that.
+        truncated: for a file, the sizes of its next bodies, whose headers tell no more than that.
         damaged: files of which the last byte arrives as another.
         fetched: the bodies that were asked for, in order.
         url: for HF_ENDPOINT.
@@ -27,7 +27,7 @@ class Hub:
         self.folder = folder
         self.url = url
         self.drops: dict[str, list[int]] = {}
-        self.truncated: dict[str, int] = {}
+        self.truncated: dict[str, list[int]] = {}
         self.damaged: set[str] = set()
         self.fetched: list[str] = []
 
@@ -87,7 +87,8 @@ def serving(folder: Path) -> Iterator[Hub]:
             if body:
                 if file.name in hub.damaged:
                     content = content[:-1] + bytes([content[-1] ^ 1])
-                content = content[: hub.truncated.get(file.name)]
+                sizes = hub.truncated.get(file.name)
+                content = content[: sizes.pop(0)] if sizes else content
             drops = hub.drops.get(file.name)
             cut = drops.pop(0) if body and drops else None
             self._send(206 if begin else 200, content[begin:], headers, body=body, cut=cut)
