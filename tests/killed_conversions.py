@@ -1,7 +1,8 @@
 """Conversions that are killed by SIGKILL and started again.
 
     python tests/killed_conversions.py FOLDER random 200     at random moments
-    python tests/killed_conversions.py FOLDER steps          at each write, sync, renaming, removal
+    python tests/killed_conversions.py FOLDER steps 1        at each write, sync, renaming, removal
+    python tests/killed_conversions.py FOLDER steps 3        at every third of them
 
 FOLDER must hold a checkpoint in `source`. After each kill, whatever has its final name must be byte
 for byte what an undisturbed conversion writes; and so must the folder be that comes out in the end.
@@ -108,10 +109,10 @@ def kill_at_random(folder: Folder, runs: int) -> dict[str, int]:
     return {"kills": kills, "finished": finished}
 
 
-def kill_at_each_step(folder: Folder) -> dict[str, int]:
-    """Kill one at its first step, one at its second, and so on; a second run finishes each."""
+def kill_at_steps(folder: Folder, stride: int) -> dict[str, int]:
+    """Kill one at its first step, one so many later, and so on; a second run finishes each."""
     kills = 0
-    while not ended(child(folder.path, folder.options, kills + 1)):
+    while not ended(child(folder.path, folder.options, 1 + kills * stride)):
         kills += 1
         if not folder.check():
             assert ended(child(folder.path, folder.options))
@@ -124,14 +125,12 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("when", choices=["random", "steps"])
-    parser.add_argument("runs", type=int, nargs="?", default=0)
+    parser.add_argument("number", type=int)
     parser.add_argument("--options", type=json.loads, default={})
     args = parser.parse_args()
     folder = Folder(args.folder, args.options)
-    result = (
-        kill_at_each_step(folder) if args.when == "steps" else kill_at_random(folder, args.runs)
-    )
-    print(json.dumps(result))
+    kill = kill_at_steps if args.when == "steps" else kill_at_random
+    print(json.dumps(kill(folder, args.number)))
 
 
 if __name__ == "__main__":
