@@ -1,0 +1,101 @@
+// What the page shows, and what changes it.
+
+const $ = (id) => document.getElementById(id);
+const state = { position: T - 1, block: 0, head: 0, layer: L, slope: "", arrays: {} };
+
+/** Change what is shown. */
+function choose(change) {
+  Object.assign(state, change);
+  draw();
+}
+
+let drawn = 0;
+
+async function draw() {
+  const turn = ++drawn;
+  const { arrays, position, block, head } = state;
+  state.slope = String(Number(facts.slopes[head].toPrecision(6)));
+  $("position").value = position;
+  $("block").value = block;
+  $("head").value = head;
+  markToken($("tokens"), position);
+  fillNext($("next"), $("next-title"), state);
+  drawPath($("path"), state, arrays.norms);
+  fillStages($("stages"), state, arrays.norms);
+  fillLens($("lens"), state);
+  describeLens($("lens-detail"), state);
+  drawLayers();
+  if (facts.attribution) drawAttribution($("attribution"), state, facts.attribution);
+  fillBill($("bill"), block);
+  const pattern = await attentionOf(block);
+  if (turn !== drawn) return; // something else was chosen meanwhile
+  drawAttention($("attention"), state, pattern);
+  fillRow($("row"), $("row-title"), state, pattern);
+  document.body.dataset.drawn = `${position} ${block} ${head}`;
+}
+
+function drawLayers() {
+  const { arrays, position } = state;
+  const index = (name) => facts.stages.findIndex((stage) => stage.name === name);
+  const blocks = [...Array(L).keys()];
+  const layers = [...Array(L + 1).keys()];
+  const norms = (name) => blocks.map((i) => at(arrays.norms, i, index(name), position));
+  drawLines($("norms"), `Norms at token ${position} by layer`,
+    `At token ${position}: the residual stream, and what each half of the block before adds to it.`, "norm", [
+      { name: "stream", kind: "first", first: 0, values: [norms("resid_pre")[0], ...norms("resid_post")] },
+      { name: "attention", kind: "second", first: 1, values: norms("attn_out") },
+      { name: "MLP", kind: "third", first: 1, values: norms("mlp_out") },
+    ]);
+  const entropy = (i) => layers.map((layer) => at(arrays["lens-entropy"], layer, i));
+  const all = [...Array(T).keys()].map(entropy);
+  drawLines($("entropy"), `Entropy at token ${position} by layer`,
+    "Of the logit lens; knowing nothing would be ln V = " + `${fixed(2)(Math.log(facts.sizes.V))} nats.`, "entropy, nats", [
+      { name: "this token", kind: "first", first: 0, values: all[position] },
+      { name: "mean of all", kind: "third", first: 0, values: layers.map((layer) => all.reduce((sum, e) => sum + e[layer], 0) / T) },
+    ]);
+}
+
+function options(select, texts) {
+  select.append(...texts.map((text, i) => html("option", { value: i }, text)));
+  select.addEventListener("change", () => choose({ [select.id]: Number(select.value) }));
+}
+
+function buildTheme(button) {
+  const system = matchMedia("(prefers-color-scheme: dark)");
+  const root = document.documentElement;
+  const dark = () => (root.dataset.theme ? root.dataset.theme === "dark" : system.matches);
+  const tell = () => button.setAttribute("aria-pressed", String(dark()));
+  button.onclick = () => {
+    root.dataset.theme = dark() ? "light" : "dark";
+    tell();
+  };
+  system.addEventListener("change", tell);
+  tell();
+}
+
+async function start() {
+  const { H, V } = facts.sizes;
+  $("text").textContent = facts.text || facts.tokens.join(" ");
+  $("summary").textContent = `${T} tokens through ${L} blocks of ${N} heads, ${whole(H)} wide, to a ` +
+    `vocabulary of ${whole(V)}. Every number on this page is the trace's.`;
+  for (const element of document.querySelectorAll("[data-size]")) element.textContent = whole(facts.sizes[element.dataset.size]);
+  for (const name of ["next-ids", "next-log-p", "lens-ids", "lens-log-p", "lens-entropy", "norms"]) {
+    state.arrays[name] = await unpack(name);
+  }
+  options($("position"), facts.tokens.map((id, i) => `${i}  ${shortLabel(id, 16)}`));
+  options($("block"), [...Array(L).keys()].map(String));
+  options($("head"), facts.slopes.map((slope, i) => `${i}, slope ${slope.toPrecision(3)}`));
+  buildTokens($("tokens"));
+  buildTheme($("theme"));
+  $("lens").addEventListener("keydown", (event) => moveInLens($("lens"), event));
+  if (facts.attribution) fillParts($("parts"), $("attribution-lead"), facts.attribution);
+  else $("attribution-lead").textContent = "This model's residuals begin after its layer norms, so that a logit is no sum over all blocks.";
+  await draw();
+  let width = innerWidth;
+  addEventListener("resize", () => {
+    if (innerWidth !== width) draw();
+    width = innerWidth;
+  });
+}
+
+start();
