@@ -51,7 +51,7 @@ function drawPath(figure, state, norms) {
     ...onStream(1.4 * step, "word embeddings", `V ${whole(V)} → H ${whole(H)}`),
     ...onStream(2.6 * step, "layer norm", "T H"),
     ...value(top + 0.9 * step, "resid_pre"),
-    ...half(top + 1.4 * step, ["ln1", "attn_out"].map((n) => n), `attention, ${N} heads, ALiBi`, "N T S"),
+    ...half(top + 1.4 * step, ["ln1", "attn_out"], `attention, ${N} heads, ALiBi`, "N T S"),
     ...value(top + 5.1 * step, "resid_mid"),
     ...half(top + 5.7 * step, ["ln2", "mlp_out"], "MLP", "H → 4H → H"),
     ...value(top + 9.4 * step, "resid_post"),
@@ -83,7 +83,7 @@ function drawAttention(figure, state, pattern) {
       paths[level].push(`M${(margin + key * cell).toFixed(2)} ${(margin + query * cell).toFixed(2)}h${cell.toFixed(2)}v${cell.toFixed(2)}h${(-cell).toFixed(2)}z`);
     }
   }
-  drawing.append(svg("path", { class: "axis", d: `M${margin} ${margin}v${T * cell}h${T * cell}z` }));
+  drawing.append(svg("path", { class: "axis", d: `M${margin} ${margin}v${T * cell}h${T * cell}` }));
   paths.forEach((cells, level) => {
     if (level && cells.length) drawing.append(svg("path", {
       d: cells.join(""), class: "amount", "fill-opacity": level / LEVELS, "shape-rendering": "crispEdges",

@@ -13,7 +13,9 @@ from numpy_bloom.study.stages import IN_BLOCK
 from numpy_bloom.study.trace import Trace
 from numpy_bloom.weights.dtypes import Floats
 
-NORMED = tuple(stage for stage in IN_BLOCK if stage.shape.startswith("T ") and "S" not in stage.shape)
+NORMED = tuple(
+    stage for stage in IN_BLOCK if stage.shape.startswith("T ") and "S" not in stage.shape
+)
 """Stages with a row for each token, of which the report shows the rows' lengths."""
 NAMES = ",".join([f"blocks.*.{s.name}" for s in NORMED] + ["blocks.*.attn.pattern", "logits"])
 """The stages that a report is made of, as `Bloom.trace` takes them."""

@@ -110,7 +110,10 @@ def _facts(bloom: Bloom, trace: Trace) -> dict[str, Any]:
             "V": config.vocab_size,
         },
         "slopes": alibi_slopes(config.num_attention_heads).tolist(),
-        "stages": [{"name": s.name, "shape": s.shape, "formula": s.formula, "meaning": s.meaning} for s in NORMED],
+        "stages": [
+            {"name": s.name, "shape": s.shape, "formula": s.formula, "meaning": s.meaning}
+            for s in NORMED
+        ],
         "patternSteps": PATTERN_STEPS,
         "attribution": attribution_parts(trace),
         "bill": bill_rows(trace),
@@ -123,8 +126,8 @@ def _element(name: str, array: Array) -> str:
     packed = b64encode(zlib.compress(data.tobytes(), 6)).decode("ascii")
     shape = " ".join(map(str, array.shape))
     return (
-        f'<script type="application/octet-stream" id="array-{name}" data-dtype="{array.dtype.name}" '
-        f'data-shape="{shape}">{packed}</script>\n'
+        f'<script type="application/octet-stream" id="array-{name}" '
+        f'data-dtype="{array.dtype.name}" data-shape="{shape}">{packed}</script>\n'
     )
 
 

@@ -57,10 +57,9 @@ function fillStages(table, state, norms) {
     stage.name,
     html("span", { title: stage.shape.split(" ").map((letter) => facts.sizes[letter]).join(" × ") }, stage.shape),
     fixed(4)(at(norms, state.block, i, state.position)),
-    html("span", { class: "formula" }, stage.formula),
-    stage.meaning,
+    html("span", {}, stage.meaning, html("span", { class: "formula" }, stage.formula)),
   ]);
-  fillTable(table, ["stage", "shape", "norm", "formula", "meaning"], rows, { numbers: [2] });
+  fillTable(table, ["stage", "shape", "norm", "what it is"], rows, { numbers: [2] });
 }
 
 function fillRow(table, title, state, pattern) {
