@@ -4,7 +4,7 @@
 function drawPath(figure, state, norms) {
   const f = fontSize();
   const step = 2.5 * f;
-  const drawing = sheet(figure, 19.4 * step, 36 * f);
+  const drawing = sheet(figure, 19.4 * step, 46 * f);
   const width = drawing.viewBox.baseVal.width;
   const x = Math.max(7 * f, 0.24 * width); // of the residual stream
   const side = x + 3.2 * f; // where the boxes of both halves begin
@@ -51,7 +51,7 @@ function drawPath(figure, state, norms) {
     ...onStream(1.4 * step, "word embeddings", `V ${whole(V)} → H ${whole(H)}`),
     ...onStream(2.6 * step, "layer norm", "T H"),
     ...value(top + 0.9 * step, "resid_pre"),
-    ...half(top + 1.4 * step, ["ln1", "attn_out"], `attention, ${N} heads, ALiBi`, "N T S"),
+    ...half(top + 1.4 * step, ["ln1", "attn_out"], "attention, ALiBi", "N T S"),
     ...value(top + 5.1 * step, "resid_mid"),
     ...half(top + 5.7 * step, ["ln2", "mlp_out"], "MLP", "H → 4H → H"),
     ...value(top + 9.4 * step, "resid_post"),
@@ -197,7 +197,7 @@ function drawAttribution(figure, state, parts) {
     row.forEach((amount, j) => {
       const x = left + j * wide;
       drawing.append(svg("rect", {
-        x, y, width: wide - 1, height: tall - 1, "fill-opacity": Math.abs(amount) / most,
+        x, y, width: wide - 1, height: tall - 1, "fill-opacity": (0.6 * Math.abs(amount)) / most, // so that numbers stay readable
         class: amount < 0 ? "against" : "amount",
       }));
       if (wide > 3 * f) drawing.append(label(x + wide / 2, y + tall / 2 + 0.36 * f, fixed(2)(amount), "middle"));

@@ -18,7 +18,8 @@ async function draw() {
   $("position").value = position;
   $("block").value = block;
   $("head").value = head;
-  markToken($("tokens"), position);
+  check($("tokens"), position);
+  check($("heads"), head);
   fillNext($("next"), $("next-title"), state);
   drawPath($("path"), state, arrays.norms);
   fillStages($("stages"), state, arrays.norms);
@@ -29,6 +30,7 @@ async function draw() {
   fillBill($("bill"), block);
   const pattern = await attentionOf(block);
   if (turn !== drawn) return; // something else was chosen meanwhile
+  drawHeads($("heads"), pattern);
   drawAttention($("attention"), state, pattern);
   fillRow($("row"), $("row-title"), state, pattern);
   document.body.dataset.drawn = `${position} ${block} ${head}`;
@@ -68,14 +70,19 @@ function buildTheme(button) {
   button.onclick = () => {
     root.dataset.theme = dark() ? "light" : "dark";
     tell();
+    draw();
   };
-  system.addEventListener("change", tell);
+  system.addEventListener("change", () => {
+    tell();
+    draw();
+  });
   tell();
 }
 
 async function start() {
   const { H, V } = facts.sizes;
   $("text").textContent = facts.text || facts.tokens.join(" ");
+  $("text").classList.toggle("long", facts.text.length > 160);
   $("summary").textContent = `${T} tokens through ${L} blocks of ${N} heads, ${whole(H)} wide, to a ` +
     `vocabulary of ${whole(V)}. Every number on this page is the trace's.`;
   for (const element of document.querySelectorAll("[data-size]")) element.textContent = whole(facts.sizes[element.dataset.size]);
@@ -86,6 +93,7 @@ async function start() {
   options($("block"), [...Array(L).keys()].map(String));
   options($("head"), facts.slopes.map((slope, i) => `${i}, slope ${slope.toPrecision(3)}`));
   buildTokens($("tokens"));
+  buildHeads($("heads"));
   buildTheme($("theme"));
   $("lens").addEventListener("keydown", (event) => moveInLens($("lens"), event));
   if (facts.attribution) fillParts($("parts"), $("attribution-lead"), facts.attribution);

@@ -12,27 +12,56 @@ function fillTable(table, heads, rows, { numbers = [], chosen = -1, foot = [] } 
 
 const bar = (part) => html("span", { class: "bar", "aria-hidden": "true" }, html("i", { style: `width:${100 * part}%` }));
 
-function buildTokens(element) {
-  element.dir = facts.rightToLeft ? "rtl" : "ltr";
-  facts.tokens.forEach((tokenId, i) => {
-    const button = html("button", { type: "button", role: "radio", title: `token ${i}, id ${tokenId}` }, token(tokenId));
-    button.onclick = () => choose({ position: i });
-    element.append(button);
-  });
-  const forward = facts.rightToLeft ? -1 : 1;
-  element.addEventListener("keydown", (event) => {
-    const moved = { ArrowRight: forward, ArrowLeft: -forward, ArrowDown: 1, ArrowUp: -1, Home: -T, End: T }[event.key];
-    if (!moved) return;
-    event.preventDefault();
-    choose({ position: Math.min(T - 1, Math.max(0, state.position + moved)) });
-    element.children[state.position].focus();
+function buildTokens(group) {
+  group.dir = facts.rightToLeft ? "rtl" : "ltr";
+  const buttons = facts.tokens.map((id, i) => html("button", { title: `token ${i}, id ${id}` }, token(id)));
+  radios(group, "position", buttons, facts.rightToLeft ? -1 : 1);
+}
+
+function buildHeads(group) {
+  const buttons = facts.slopes.map((slope, i) => html("button",
+    { title: `head ${i}, slope ${slope.toPrecision(3)}` }, html("canvas", { width: T, height: T }), String(i)));
+  radios(group, "head", buttons);
+}
+
+/** Each head's attention in small, a pixel for each pair of tokens. */
+function drawHeads(group, pattern) {
+  const [red, green, blue] = getComputedStyle(group).color.match(/[0-9.]+/g).map(Number);
+  [...group.children].forEach((button, head) => {
+    const pixels = new ImageData(T, T);
+    for (let query = 0; query < T; query++) {
+      for (let key = 0; key <= query; key++) {
+        pixels.data.set([red, green, blue, 255 * opacity(share(pattern, head, query, key))], 4 * (query * T + key));
+      }
+    }
+    button.firstChild.getContext("2d").putImageData(pixels, 0, 0);
   });
 }
 
-function markToken(element, position) {
-  [...element.children].forEach((button, i) => {
-    button.setAttribute("aria-checked", String(i === position));
-    button.tabIndex = i === position ? 0 : -1;
+/** Of several radio buttons only the checked one is reached with Tab. */
+function check(group, number) {
+  [...group.children].forEach((button, i) => {
+    button.setAttribute("aria-checked", String(i === number));
+    button.tabIndex = i === number ? 0 : -1;
+  });
+}
+
+/** Radio buttons that set `state[name]`: arrow keys, Home and End move through them. */
+function radios(group, name, buttons, forward = 1) {
+  const last = buttons.length - 1;
+  buttons.forEach((button, i) => {
+    button.setAttribute("role", "radio");
+    button.type = "button";
+    button.onclick = () => choose({ [name]: i });
+  });
+  group.append(...buttons);
+  const moves = { ArrowRight: forward, ArrowLeft: -forward, ArrowDown: 1, ArrowUp: -1, Home: -last, End: last };
+  group.addEventListener("keydown", (event) => {
+    const move = moves[event.key];
+    if (move === undefined) return;
+    event.preventDefault();
+    choose({ [name]: Math.min(last, Math.max(0, state[name] + move)) });
+    buttons[state[name]].focus();
   });
 }
 
@@ -96,6 +125,8 @@ function fillLens(table, state) {
   const chosen = table.tBodies[0].rows[state.layer].cells[1 + state.position - lensWindow];
   chosen.classList.add("chosen");
   chosen.tabIndex = 0;
+  const frame = table.parentElement;
+  frame.scrollLeft = chosen.offsetLeft - (frame.clientWidth - chosen.offsetWidth) / 2;
   return chosen;
 }
 
@@ -103,8 +134,8 @@ function lensCell(state, layer, position) {
   const p = Math.exp(at(state.arrays["lens-log-p"], layer, position, 0));
   const entropy = at(state.arrays["lens-entropy"], layer, position);
   const cell = html("td", {
-    tabindex: -1, class: p > 0.55 ? "strong" : null,
-    style: `background: color-mix(in srgb, var(--accent) ${(100 * p).toFixed(1)}%, var(--paper))`,
+    tabindex: -1, // of full strength the shade would drown the text
+    style: `background: color-mix(in srgb, var(--accent) ${(55 * p).toFixed(1)}%, var(--paper))`,
   }, token(at(state.arrays["lens-ids"], layer, position, 0)), html("small", {}, `${percent(p)} · ${fixed(2)(entropy)}`));
   cell.onclick = () => choose({ layer, position });
   return cell;
@@ -116,9 +147,7 @@ function moveInLens(table, event) {
   event.preventDefault();
   const within = (x, most) => Math.min(most, Math.max(0, x));
   choose({ layer: within(state.layer + move[0], L), position: within(state.position + move[1], T - 1) });
-  const cell = fillLens(table, state);
-  cell.focus();
-  cell.scrollIntoView({ block: "nearest", inline: "center" });
+  fillLens(table, state).focus();
 }
 
 function describeLens(element, state) {
