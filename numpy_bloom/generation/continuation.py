@@ -210,7 +210,7 @@ class Continuation:
                 break
         return chosen
 
-    def _random(self, place: int, *, drafting: bool = False) -> np.random.Generator:
+    def _random(self, place: int, *, drafting: bool = False) -> "np.random.Generator":
         """What the token at one place of the text, or the guess at it, is drawn with."""
         return np.random.default_rng([*self._seed, place, drafting])
 

@@ -35,7 +35,7 @@ class Draft(NamedTuple):
 class Drafter(Protocol):
     """What makes guesses for one text."""
 
-    def propose(self, ids: Sequence[int], count: int, random: np.random.Generator) -> Draft:
+    def propose(self, ids: Sequence[int], count: int, random: "np.random.Generator") -> Draft:
         """Guess how a text goes on.
 
         Args:
@@ -48,7 +48,7 @@ class Drafter(Protocol):
 class PromptLookup:
     """Guesses that the text goes on as it did when its last tokens occurred before."""
 
-    def propose(self, ids: Sequence[int], count: int, random: np.random.Generator) -> Draft:
+    def propose(self, ids: Sequence[int], count: int, random: "np.random.Generator") -> Draft:
         text = np.asarray(ids)
         for length in range(min(LONGEST_MATCH, len(text) - 1), 0, -1):
             windows = np.lib.stride_tricks.sliding_window_view(text[:-1], length)
@@ -75,7 +75,7 @@ class DraftModel:
         self._sampling = sampling
         self._cached: list[int] = []  # what the cache holds
 
-    def propose(self, ids: Sequence[int], count: int, random: np.random.Generator) -> Draft:
+    def propose(self, ids: Sequence[int], count: int, random: "np.random.Generator") -> Draft:
         text = list(ids)
         known = common_prefix(self._cached, text[:-1])
         distributions: list[Floats | None] = []

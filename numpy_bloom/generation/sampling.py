@@ -137,7 +137,7 @@ def next_token_distribution(logits: Floats, ids: npt.ArrayLike, options: Samplin
     return softmax(logits)
 
 
-def draw(probabilities: Floats, random: np.random.Generator) -> int:
+def draw(probabilities: Floats, random: "np.random.Generator") -> int:
     """Draw an index with the given probabilities."""
     cumulative = np.cumsum(probabilities, dtype=np.float64)
     # `random()` is below 1, so the point lies below the last sum and never on a token with none.
@@ -146,7 +146,7 @@ def draw(probabilities: Floats, random: np.random.Generator) -> int:
 
 
 def verify(
-    probabilities: Floats, guess: int, guessed_with: Floats | None, random: np.random.Generator
+    probabilities: Floats, guess: int, guessed_with: Floats | None, random: "np.random.Generator"
 ) -> int:
     """Draw an index with the given probabilities, the guess if that can be.
 

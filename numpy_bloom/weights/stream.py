@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.weights.files import DirectFiles, page_buffer
 
@@ -310,6 +308,8 @@ class Stream:
 
 def _with_bar(contents: Iterable[memoryview], total: int) -> Iterator[memoryview]:
     """The same contents, with a progress bar on a terminal if they take more than a second."""
+    from tqdm import tqdm  # noqa: PLC0415  (a quarter of what `import numpy_bloom` would take)
+
     with tqdm(
         desc="loading", total=total, unit="B", unit_scale=True, delay=1, leave=False, disable=None
     ) as bar:
