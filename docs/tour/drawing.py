@@ -42,9 +42,7 @@ def heat_map(shares: npt.ArrayLike, words: Sequence[str], title: str) -> str:
     return _svg(size, size, title, parts)
 
 
-def curves(
-    x: npt.ArrayLike, lines: Mapping[str, npt.ArrayLike], title: str, x_label: str
-) -> str:
+def curves(x: npt.ArrayLike, lines: Mapping[str, npt.ArrayLike], title: str, x_label: str) -> str:
     """Lines over a common axis, each with its name at its end.
 
     Args:
@@ -64,7 +62,9 @@ def curves(
     for number, (name, line) in enumerate(zip(lines, heights, strict=True)):
         colour = COLOURS[number % len(COLOURS)]
         points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(places, line, strict=True))
-        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        parts.append(
+            f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>'
+        )
         parts.append(_text(right + 6, line[-1] + 4, name, "start", colour))
     for value, y in ((high, top), (low, bottom)):
         parts.append(_text(left - 6, y + 4, f"{value:.3g}", "end"))
@@ -75,7 +75,8 @@ def curves(
 
 
 def _text(x: float, y: float, content: str, anchor: str, colour: str = "#222") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}">{escape(content)}</text>'
+    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}"'
+    return f"<text {place}>{escape(content)}</text>"
 
 
 def _svg(width: int, height: int, title: str, parts: Sequence[str]) -> str:
