@@ -9,6 +9,7 @@ import numpy.typing as npt
 CELL = 28
 WIDTH, HEIGHT = 420, 240
 MARGIN = 44
+LINE = 14
 COLOURS = ("#1b5e9e", "#d1491a", "#2e7d32", "#7b3fa0")
 
 
@@ -42,36 +43,41 @@ def heat_map(shares: npt.ArrayLike, words: Sequence[str], title: str) -> str:
     return _svg(size, size, title, parts)
 
 
-def curves(x: npt.ArrayLike, lines: Mapping[str, npt.ArrayLike], title: str, x_label: str) -> str:
+def curves(x: npt.ArrayLike, lines: Mapping[str, npt.ArrayLike], y_label: str, x_label: str) -> str:
     """Lines over a common axis, each with its name at its end.
 
     Args:
         x: (points,), ascending.
         lines: by name, (points,) each.
-        title: what screen readers say.
-        x_label: what x counts.
+        y_label, x_label: what the axes are.
     """
     across = np.asarray(x, dtype=np.float64)
     values = np.array([np.asarray(line, dtype=np.float64) for line in lines.values()])
     low, high = min(values.min(), 0), max(values.max(), 0)
-    left, right, top, bottom = MARGIN, WIDTH - 2 * MARGIN, 12, HEIGHT - MARGIN
+    left, right, top, bottom = MARGIN, WIDTH - 2 * MARGIN, 30, HEIGHT - MARGIN
     places = left + (across - across[0]) / (across[-1] - across[0]) * (right - left)
     heights = bottom - (values - low) / (high - low) * (bottom - top)
     zero = bottom + low / (high - low) * (bottom - top)
     parts = [f'<path d="M{left} {zero:.1f}H{right}M{left} {top}V{bottom}" stroke="#777"/>']
-    for number, (name, line) in enumerate(zip(lines, heights, strict=True)):
+    for number, line in enumerate(heights):
         colour = COLOURS[number % len(COLOURS)]
         points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(places, line, strict=True))
         parts.append(
             f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>'
         )
-        parts.append(_text(right + 6, line[-1] + 4, name, "start", colour))
+    names, free = list(lines), 0.0
+    for number in np.argsort(heights[:, -1], kind="stable"):
+        free = max(free, heights[number, -1] + 4)
+        colour = COLOURS[number % len(COLOURS)]
+        parts.append(_text(right + 6, free, names[number], "start", colour))
+        free += LINE
     for value, y in ((high, top), (low, bottom)):
-        parts.append(_text(left - 6, y + 4, f"{value:.3g}", "end"))
+        parts.append(_text(left - 6, y + 4, f"{value + 0:.3g}", "end"))
     for value, place in ((across[0], left), (across[-1], right)):
         parts.append(_text(place, bottom + 18, f"{value:g}", "middle"))
     parts.append(_text((left + right) / 2, bottom + 34, x_label, "middle"))
-    return _svg(WIDTH, HEIGHT, title, parts)
+    parts.append(_text(left - 6, 14, y_label, "start"))
+    return _svg(WIDTH, HEIGHT, f"{y_label}, {x_label}: {', '.join(lines)}", parts)
 
 
 def _text(x: float, y: float, content: str, anchor: str, colour: str = "#222") -> str:

@@ -47,18 +47,18 @@ def with_output(page: str) -> tuple[str, dict[str, Any]]:
 def pictures(tour: Mapping[str, Any]) -> dict[str, str]:
     """The page's pictures by file name, drawn from the names that its code leaves behind."""
     distance = np.arange(9)
-    heads = {f"head {head}": -tour["slopes"][head] * distance for head in (8, 0, 1, 7)}
+    heads = {f"head {head}": -tour["slopes"][head] * distance for head in (8, 0, 1, 6)}
     x = np.linspace(-4, 4, 81, dtype=np.float32)
     layers = np.arange(len(tour["shares"]))
     tokens = tour["bloom"].encode
     followed = {"en": "en", " lib": "␣lib"}
     shares = {shown: tour["shares"][:, tokens(text)[0]] for text, shown in followed.items()}
     drawn = {
-        "alibi.svg": curves(distance, heads, "ALiBi's bias by distance", "distance in tokens"),
-        "gelu.svg": curves(x, {"GELU": gelu(x), "ReLU": np.maximum(x, 0)}, "GELU and ReLU", "x"),
-        "layers.svg": curves(layers, shares, "Share of a token after each block", "blocks"),
+        "alibi.svg": curves(distance, heads, "added to the score", "distance in tokens"),
+        "gelu.svg": curves(x, {"ReLU": np.maximum(x, 0), "GELU": gelu(x)}, "after", "before"),
+        "layers.svg": curves(layers, shares, "share of the token", "after so many blocks"),
     }
-    for head in (8, 7):
+    for head in (8, 6):
         title = f"Pattern of head {head} of block 0"
         drawn[f"pattern_{head}.svg"] = heat_map(tour["pattern"][head], tour["words"], title)
     return drawn
