@@ -9,7 +9,6 @@ are spread evenly over the pass, so that the disk stays busy while pinned chunks
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -272,6 +271,8 @@ class Stream:
         if len(chosen) == len(self.chunks):
             with self._lock:
                 self._buffers.clear()  # nothing is read ahead any more
+        from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415  (slow to import)
+
         with ThreadPoolExecutor(READERS) as readers:
             total = sum(self.chunks[number].nbytes for number in missing)
             contents = readers.map(self._read_apart, [self.chunks[number] for number in missing])
@@ -308,7 +309,7 @@ class Stream:
 
 def _with_bar(contents: Iterable[memoryview], total: int) -> Iterator[memoryview]:
     """The same contents, with a progress bar on a terminal if they take more than a second."""
-    from tqdm import tqdm  # noqa: PLC0415  (a quarter of what `import numpy_bloom` would take)
+    from tqdm import tqdm  # noqa: PLC0415  (slow to import)
 
     with tqdm(
         desc="loading", total=total, unit="B", unit_scale=True, delay=1, leave=False, disable=None
