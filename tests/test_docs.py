@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from checkpoints import Checkpoint
 from commands import Command
-from pages import Block, blocks, code_and_output, run
+from pages import Block, Runner, blocks, code_and_output
 
 from conversion import convert
 from numpy_bloom.weights import rates
@@ -86,12 +86,12 @@ def run_commands(lines: str, command: Command, folder: Path) -> str:
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_code_prints_what_the_page_says(path: Path, offline_folder: Path, command: Command) -> None:
-    namespace: dict[str, object] = {"__name__": "__page__"}
+    runner = Runner(path.name)
     for code, output in code_and_output(path.read_text(encoding="utf-8")):
         where = f"{path.relative_to(ROOT)}:{code.line}"
         assert code.language in CODE, f"{where}: expected a block of {' or '.join(CODE)}"
         if code.language == "python":
-            printed = run(code, namespace, where)
+            printed = runner.run(code.content, code.line)
             assert printed == (output.content if output else ""), where
         else:
             printed = run_commands(code.content, command, offline_folder)

@@ -1,7 +1,5 @@
 """The tour's page, pictures and notebook are what `python docs/tour/make.py` would write now."""
 
-import contextlib
-import io
 import json
 import re
 from collections.abc import Mapping
@@ -11,7 +9,7 @@ from typing import Any
 
 import pytest
 from make import notebook, pictures, with_output
-from pages import Block, blocks
+from pages import Block, Runner, blocks
 
 DOCS = Path(__file__).parent.parent / "docs"
 NUMBER = re.compile(r"-?\d+\.\d+")
@@ -61,14 +59,12 @@ def test_notebook_is_in_step(page: str) -> None:
 
 def test_notebook_runs() -> None:
     cells = json.loads((DOCS / "tour.ipynb").read_text(encoding="utf-8"))["cells"]
-    namespace: dict[str, Any] = {"__name__": "__main__"}
+    runner = Runner("docs/tour.ipynb")
     for cell in cells:
         if cell["cell_type"] == "code":
-            printed = io.StringIO()
-            with contextlib.redirect_stdout(printed):
-                exec("".join(cell["source"]), namespace)
+            printed = runner.run("".join(cell["source"]))
             shown = "".join("".join(output["text"]) for output in cell["outputs"])
-            assert printed.getvalue() == shown
+            assert printed == shown
 
 
 def test_each_step_explains_computes_and_shows(page: str) -> None:

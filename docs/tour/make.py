@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from drawing import curves, heat_map
-from pages import Block, blocks, code_and_output, run
+from pages import Block, Runner, blocks, code_and_output
 
 from numpy_bloom.model.primitives import gelu
 
@@ -32,16 +32,16 @@ def main() -> None:
 
 def with_output(page: str) -> tuple[str, dict[str, Any]]:
     """The page with what its code prints now, and the names that the code leaves behind."""
-    namespace: dict[str, Any] = {"__name__": "__tour__"}
+    runner = Runner("docs/tour.md")
     parts, end = [], 0
     for code, output in code_and_output(page):
-        printed = run(code, namespace, "docs/tour.md")
+        printed = runner.run(code.content, code.line)
         if output is not None:
             parts += [page[end : output.begin], f"```text\n{printed}```"]
             end = output.end
         elif printed:
             raise ValueError(f"docs/tour.md, line {code.line}: add a text block for what it prints")
-    return "".join([*parts, page[end:]]), namespace
+    return "".join([*parts, page[end:]]), runner.namespace
 
 
 def pictures(tour: Mapping[str, Any]) -> dict[str, str]:

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
+
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -56,14 +58,27 @@ def code_and_output(page: str) -> Iterator[tuple[Block, Block | None]]:
         yield code, None
 
 
-def run(code: Block, namespace: dict[str, Any], name: str) -> str:
-    """Run a block of Python within a namespace, as a part of the page `name`.
+class Runner:
+    """Runs the Python of one page, in one namespace and under one set of NumPy's print options.
 
-    Returns:
-        What it prints.
+    Attributes:
+        namespace: the names that the page's code has made so far.
     """
-    source = "\n" * (code.line - 1) + code.content  # so that a traceback names the page's line
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        exec(compile(source, name, "exec"), namespace)
-    return printed.getvalue()
+
+    def __init__(self, page_name: str) -> None:
+        self.namespace: dict[str, Any] = {"__name__": "__page__"}
+        self._page_name = page_name
+        self._print_options = np.get_printoptions()
+
+    def run(self, source: str, line: int = 1) -> str:
+        """Run a block that begins at a line of the page.
+
+        Returns:
+            What it prints.
+        """
+        code = compile("\n" * (line - 1) + source, self._page_name, "exec")
+        printed = io.StringIO()
+        with np.printoptions(**self._print_options), contextlib.redirect_stdout(printed):
+            exec(code, self.namespace)
+            self._print_options = np.get_printoptions()
+        return printed.getvalue()
