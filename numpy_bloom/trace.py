@@ -10,6 +10,7 @@ from numpy_bloom.bloom import Bloom, load
 from numpy_bloom.command import parser, run_command, text_argument
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.study.lenses import logit_lens
+from numpy_bloom.study.report import NAMES, write_report
 from numpy_bloom.study.stages import table
 from numpy_bloom.study.trace import Trace
 
@@ -23,12 +24,18 @@ def main() -> None:
         return
     if args.prompt is None:
         command.error("a prompt is needed, or --list")
+    if args.html and args.names:
+        command.error("--html shows what it shows; leave out --names")
     with load(args.model, memory=args.memory, threads=args.threads) as bloom:
         prompt = text_argument(args.prompt)
-        _, trace = bloom.trace(prompt, names=args.names, folder=args.folder)
+        names = NAMES if args.html and not args.check else args.names
+        logits, trace = bloom.trace(prompt, names=names, folder=args.folder)
         print(_stages(trace))
         if args.names is None:
             print(f"\n{_lens(bloom, trace)}")
+        if args.html:
+            write_report(bloom, trace, logits, args.html)
+            print(f"{args.html} written", file=sys.stderr)
         if args.check:
             divergence = trace.check()
             if divergence:
@@ -48,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--model", metavar="DIR", help="a converted model (default: the demo model)")
     add("--names", metavar="A,B", help="only stages like these, such as 'blocks.*.attn.pattern'")
     add("--folder", type=Path, metavar="DIR", help="write each array to DIR/NAME.npy")
+    add("--html", metavar="F", help="write a page that shows the pass, for a browser")
     add("--check", action="store_true", help="recompute each stage by its formula, compare bits")
     add("--memory", metavar="SIZE", help="for everything, such as 2GB (default: what is free)")
     add("--threads", type=int, metavar="N", help="default: the cores available")

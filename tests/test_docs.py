@@ -24,7 +24,7 @@ NOT_RUN = {
     ),
     ". .venv/bin/activate": "the tests run in an environment already",
     "git clone <this repository> && cd numpy-bloom": "needs a repository's address",
-    "python3 -m venv .venv && .venv/bin/pip install -e '.[test,reference,dev]'": (
+    "python3 -m venv .venv && .venv/bin/pip install -e '.[test,reference,browser,dev]'": (
         "downloads torch; .ci/run installs the same"
     ),
     ".venv/bin/python -m pytest": "runs these tests",

@@ -51,6 +51,15 @@ def test_some_stages_into_a_folder(command: Command, tmp_path: Path) -> None:
     assert np.allclose(pattern.sum(axis=-1), 1, atol=1e-6)
 
 
+@pytest.mark.parametrize("options", [[], ["--check"]])
+def test_a_page_for_a_browser(command: Command, tmp_path: Path, options: list[str]) -> None:
+    page = tmp_path / "report.html"
+    result = command(trace, PROMPT, "--html", page, *options)
+    assert result.code == 0
+    assert f"{page} written\n" in result.err
+    assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
 def test_a_stage_that_is_something_else_is_told(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -71,6 +80,7 @@ def test_a_stage_that_is_something_else_is_told(
 
 def test_wrong_usage_and_bad_input(command: Command, tmp_path: Path) -> None:
     assert command(trace).code == 2
+    assert command(trace, PROMPT, "--html", "page", "--names", "embed").code == 2
     check_failure(command(trace, PROMPT, "--names", "attn"), "trace", "no stage is called 'attn'")
     check_failure(command(trace, "", "--check"), "trace", "the prompt is empty")
     check_failure(command(trace, PROMPT, "--model", tmp_path), "trace", str(tmp_path))
