@@ -11,14 +11,13 @@ from tokenizers import Tokenizer
 from numpy_bloom.errors import NumpyBloomError, OptionError, check_whole
 from numpy_bloom.generation.beams import BeamOptions, BeamSearch
 from numpy_bloom.generation.continuation import Token
-from numpy_bloom.generation.drafts import PROMPT_LOOKUP, Drafter, PromptLookup, draft_models
+from numpy_bloom.generation.drafts import PROMPT_LOOKUP, Drafter, DraftModel, PromptLookup
 from numpy_bloom.generation.kept import keep, resume
 from numpy_bloom.generation.loop import Generation
 from numpy_bloom.generation.sampling import SamplingOptions
 from numpy_bloom.generation.start import random_seed, start
 from numpy_bloom.generation.text import TextStream, stop_texts
 from numpy_bloom.inputs import token_id_array
-from numpy_bloom.model.forward import TokenIds
 from numpy_bloom.study.trace import Trace, trace_steps
 from numpy_bloom.text_model import TextModel
 from numpy_bloom.weights.budget import default_memory, default_threads, parse_size
@@ -165,7 +164,7 @@ class Bloom(TextModel):
             eos_token_ids=self.config.eos_token_ids,
             stop=stop,
             sampling=sampling,
-            drafters=self._drafters(draft_model, texts, max_new_tokens, sampling),
+            drafters=self._drafters(draft_model, len(texts), sampling),
             draft_tokens=draft_tokens,
             kept=kept,
         )
@@ -243,34 +242,28 @@ class Bloom(TextModel):
         sampling = SamplingOptions(
             **{field.name: kept.settings[field.name] for field in fields(SamplingOptions)}
         )
-        most = kept.settings["max_new_tokens"]
         (generation,) = start(
             self.model,
             self.tokenizer,
             texts,
-            max_new_tokens=most,
+            max_new_tokens=kept.settings["max_new_tokens"],
             eos_token_ids=self.config.eos_token_ids,
             stop=kept.settings["stop"],
             sampling=sampling,
-            drafters=self._drafters(draft_model, texts, most, sampling),
+            drafters=self._drafters(draft_model, 1, sampling),
             draft_tokens=kept.settings["draft_tokens"],
             kept=kept,
         )
         return generation
 
     def _drafters(
-        self,
-        draft_model: "Bloom | str | None",
-        texts: Sequence[TokenIds],
-        max_new_tokens: int,
-        sampling: SamplingOptions,
-    ) -> Sequence[Drafter | None]:
-        """What guesses for each text."""
-        self.model.memory_elsewhere = 0
+        self, draft_model: "Bloom | str | None", count: int, sampling: SamplingOptions
+    ) -> Sequence[Drafter]:
+        """What guesses for each of so many texts."""
         if draft_model is None:
-            return [None] * len(texts)
+            return [Drafter()] * count
         if draft_model == PROMPT_LOOKUP:
-            return [PromptLookup()] * len(texts)
+            return [PromptLookup()] * count
         if not isinstance(draft_model, Bloom):
             raise OptionError(
                 f"draft_model is {draft_model!r}; expected {PROMPT_LOOKUP!r} or a loaded model"
@@ -279,9 +272,7 @@ class Bloom(TextModel):
             _vocabulary(draft_model.tokenizer) != _vocabulary(self.tokenizer)
         ):
             raise NumpyBloomError("the draft model has another vocabulary; choose another one")
-        drafters = draft_models(draft_model.model, texts, max_new_tokens, sampling)
-        self.model.memory_elsewhere = draft_model.model.memory_for_all
-        return drafters
+        return [DraftModel(draft_model.model, sampling) for _ in range(count)]
 
     def beam_search(
         self,

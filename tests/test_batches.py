@@ -134,6 +134,16 @@ def test_joins_and_leaves_within_the_dial(
         assert most[0] == most[3] == 1 < most[1] < most[2]
 
 
+def test_the_longest_text_counts_in_what_a_pass_needs(folder: Path) -> None:
+    """Also if it is in the batch when shorter ones join, that bring as many tokens."""
+    prompts = [[5] * 13, [6] * 10, [7] * 10]
+    with numpy_bloom.load(folder, memory=EVERYTHING, threads=2) as model:
+        generations = model.generate_batch(prompts, max_new_tokens=100)
+        held = max(nbytes for nbytes, _ in model.model._runs.values())
+        assert held == model.model.working_bytes(33, 112, logit_rows=3)
+        list(generations[0])
+
+
 def test_a_long_prompt_joins_others(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is longer than PASS_TOKENS; two of them never are in one pass."""
     prompts = [[numbers] * 30 for numbers in (5, 6, 7)]

@@ -171,6 +171,12 @@ class Chain:
     def __init__(self, logits: Floats) -> None:
         self._logits = logits
 
+    def has_room(self, **_room: Any) -> bool:
+        return True
+
+    def prepare(self, **_room: Any) -> Any:
+        return [SimpleNamespace(length=0)]
+
     def run(self, sequences: Any, caches: Any) -> Floats:
         (ids,), (cache,) = sequences, caches
         cache.length += len(ids)
@@ -226,7 +232,13 @@ def chi_square(found: Wide, sampling: SamplingOptions) -> float:
 
 def draft_model(sampling: SamplingOptions, logits: Floats = OTHER_LOGITS) -> Callable[[], Drafter]:
     chain: Any = Chain(logits)
-    return lambda: DraftModel(chain, SimpleNamespace(length=0), sampling)  # type: ignore[arg-type]
+
+    def drafter() -> Drafter:
+        result = DraftModel(chain, sampling)
+        result.begin(len(PROMPT), len(PROMPT) + 4)
+        return result
+
+    return drafter
 
 
 PLAIN, NARROW = SamplingOptions(1.0), SamplingOptions(0.8, top_k=3)

@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -25,18 +26,16 @@ class Batch:
     Args:
         model: continues them.
         texts: join in this order.
-        draft_tokens: most guesses that each of them makes.
 
     Attributes:
         tap: sees every stage of every pass.
     """
 
-    def __init__(self, model: Model, texts: Iterable[Continuation], draft_tokens: int = 0) -> None:
+    def __init__(self, model: Model, texts: Iterable[Continuation]) -> None:
         self.tap: Tap = no_tap
         self._model = model
         self._waiting = deque(texts)
         self._active: list[Continuation] = []
-        self._rows = draft_tokens + 1  # of logits that each may want
         self._admit()
 
     def step(self) -> None:
@@ -78,30 +77,37 @@ class Batch:
         """Let texts leave that have ended."""
         for text in self._active:
             if text.finish_reason is not None:
-                text.cache = None
+                text.end()
         self._active = [text for text in self._active if text.finish_reason is None]
 
     def _admit(self) -> None:
         """Let waiting texts join while there is room."""
-        guesses = self._rows - 1
-        tokens = sum(text.uncached_tokens + guesses for text in self._active)
+        tokens = sum(text.uncached_tokens + text.most_guesses for text in self._active)
         while self._waiting:
             text = self._waiting[0]
-            text.cache = None  # it has one if Ctrl-C came while it joined
+            text.end()  # it holds something if Ctrl-C came while it joined
             source = text.source.cache if text.source else None
             if source is not None and source.length == 0:  # in the next pass it has the prompt
                 return
             if self._active and tokens >= PASS_TOKENS:
                 return
             ids = len(text.prompt_token_ids) + len(text.token_ids)
-            tokens += ids - text.known_tokens + guesses
-            rows = (len(self._active) + 1) * self._rows
-            cached = [text.cache_tokens]
-            if self._active and not self._model.has_room(
-                cache_tokens=cached, pass_tokens=tokens, logit_rows=rows
-            ):
+            tokens += ids - text.known_tokens + text.most_guesses
+            # The first pass adds a token, and then there are guesses.
+            if self._active and not text.drafter.has_room(ids + 1, text.cache_tokens):
                 return
-            (cache,) = self._model.prepare(cache_tokens=cached, pass_tokens=tokens, logit_rows=rows)
+            text.drafter.begin(ids + 1, text.cache_tokens)
+            room: dict[str, Any] = {
+                "cache_tokens": [text.cache_tokens],
+                "pass_tokens": tokens,
+                "longest": max((one.cache_tokens for one in self._active), default=0),
+                "logit_rows": sum(one.most_rows for one in [*self._active, text]),
+                "draft": text.drafter.model,
+            }
+            if self._active and not self._model.has_room(**room):
+                text.end()
+                return
+            (cache,) = self._model.prepare(**room)
             text.begin(cache)
             self._active.append(self._waiting.popleft())
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from numpy_bloom.generation.drafts import Draft, Drafter
+from numpy_bloom.generation.drafts import NO_DRAFT, Drafter
 from numpy_bloom.generation.kept import Kept
 from numpy_bloom.generation.sampling import (
     SamplingOptions,
@@ -18,8 +18,6 @@ from numpy_bloom.generation.text import TextStream
 from numpy_bloom.model.cache import KVCache
 from numpy_bloom.model.forward import TokenIds
 from numpy_bloom.weights.dtypes import Floats
-
-NO_DRAFT = Draft([], [])
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ class Continuation:
         text: makes text of the new tokens.
         sampling: how they are chosen.
         seed: the draw at each place of the text depends on these numbers and that place alone.
-        drafter: guesses, if there are to be any.
+        drafter: guesses; none by default.
         draft_tokens: most that are guessed at a time.
         source: another continuation of the same prompt, whose keys and values of it can be taken.
         kept: its file, if it is to have one. The tokens that are there already are `ready` at once.
@@ -66,6 +64,7 @@ class Continuation:
         prompt_token_ids, token_ids, text, finish_reason: see `Generation`.
         ready: new tokens that nobody has taken yet.
         cache: keys and values of the tokens before the last one; None before and after its passes.
+        drafter: guesses.
         passes: those in which it took part.
         restored: how many of its new tokens come from its file.
     """
@@ -97,7 +96,7 @@ class Continuation:
         self._text = text
         self._sampling = sampling
         self._seed = seed
-        self._drafter = drafter
+        self.drafter = drafter or Drafter()
         self._most_guesses = draft_tokens
         self._guesses = draft_tokens
         self._draft = NO_DRAFT
@@ -123,6 +122,16 @@ class Continuation:
         return len(self.prompt_token_ids) + len(self.token_ids) - self.cache.length
 
     @property
+    def most_guesses(self) -> int:
+        """Guesses that it makes at a time, at most."""
+        return self._most_guesses if self.drafter.rows else 0
+
+    @property
+    def most_rows(self) -> int:
+        """Rows of V that a pass holds for it, at most: its logits, and what guesses take."""
+        return 1 + self.most_guesses * self.drafter.rows
+
+    @property
     def known_tokens(self) -> int:
         """Tokens whose keys and values are there before its first pass."""
         if self.source is not None and self.source.cache is not None:
@@ -140,6 +149,11 @@ class Continuation:
         elif self._kept is not None:
             self._kept.begin(cache)
         self.cache = cache
+
+    def end(self) -> None:
+        """Hold nothing any more: it has left its batch, or not joined it."""
+        self.cache, self._draft = None, NO_DRAFT
+        self.drafter.end()
 
     def keep(self) -> None:
         """Write what has come to the file, if there is one. If it fails, it can be repeated.
@@ -160,8 +174,8 @@ class Continuation:
         self._draft = NO_DRAFT
         # The last token of all needs no guess: it comes with the pass in any case.
         count = min(self._guesses, self._max_new_tokens - len(self.token_ids) - 1)
-        if self._drafter is not None and self.token_ids and count > 0:
-            self._draft = self._drafter.propose(ids, count, self._random(len(ids), drafting=True))
+        if self.token_ids and count > 0:
+            self._draft = self.drafter.propose(ids, count, self._random(len(ids), drafting=True))
         return np.array(ids[self.cache.length :] + self._draft.ids, dtype=np.int64)
 
     @property

@@ -1,14 +1,13 @@
 """Guesses at the next tokens, which one pass of the model then verifies all at once."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.generation.sampling import SamplingOptions, draw, next_token_distribution
 from numpy_bloom.model.cache import KVCache
-from numpy_bloom.model.forward import TokenIds
 from numpy_bloom.model.model import Model
 from numpy_bloom.weights.dtypes import Floats
 
@@ -32,8 +31,38 @@ class Draft(NamedTuple):
     distributions: Sequence[Floats | None]
 
 
-class Drafter(Protocol):
-    """What makes guesses for one text."""
+NO_DRAFT = Draft([], [])
+
+
+class Drafter:
+    """What makes guesses for one text. This one makes none.
+
+    Attributes:
+        model: that it guesses with, if any.
+        rows: of V that a guess takes while a pass verifies it: its logits, and from a model the
+            distribution that it was drawn from.
+    """
+
+    model: Model | None = None
+    rows = 0
+
+    def has_room(self, tokens: int, capacity: int) -> bool:
+        """Whether `begin` would succeed."""
+        return True
+
+    def begin(self, tokens: int, capacity: int) -> None:
+        """Make room for the text, which joins a batch.
+
+        Args:
+            tokens: of the text when the first guess is made, at most.
+            capacity: tokens of the whole text.
+
+        Raises:
+            NumpyBloomError: there is none.
+        """
+
+    def end(self) -> None:
+        """Hold nothing any more: the text has left its batch, or not joined it."""
 
     def propose(self, ids: Sequence[int], count: int, random: "np.random.Generator") -> Draft:
         """Guess how a text goes on.
@@ -43,10 +72,13 @@ class Drafter(Protocol):
             count: tokens wanted, at most.
             random: to draw with.
         """
+        return NO_DRAFT
 
 
-class PromptLookup:
+class PromptLookup(Drafter):
     """Guesses that the text goes on as it did when its last tokens occurred before."""
+
+    rows = 1
 
     def propose(self, ids: Sequence[int], count: int, random: "np.random.Generator") -> Draft:
         text = np.asarray(ids)
@@ -57,25 +89,41 @@ class PromptLookup:
                 after = int(found[-1]) + length
                 guess = text[after : after + count].tolist()
                 return Draft(guess, [None] * len(guess))
-        return Draft([], [])
+        return NO_DRAFT
 
 
-class DraftModel:
-    """Guesses with a smaller model of the same vocabulary.
+class DraftModel(Drafter):
+    """Guesses with a smaller model of the same vocabulary, which is held in memory whole.
 
     Args:
         model: the smaller model.
-        cache: of that model, with room for the whole text.
         sampling: how it chooses; as the larger one does.
     """
 
-    def __init__(self, model: Model, cache: KVCache, sampling: SamplingOptions) -> None:
-        self._model = model
-        self._cache = cache
+    rows = 2
+
+    def __init__(self, model: Model, sampling: SamplingOptions) -> None:
+        self.model: Model = model
         self._sampling = sampling
+        self._cache: KVCache | None = None
         self._cached: list[int] = []  # what the cache holds
 
+    def has_room(self, tokens: int, capacity: int) -> bool:
+        return self.model.has_room(**_room(tokens, capacity), resident=True)
+
+    def begin(self, tokens: int, capacity: int) -> None:
+        if not self.has_room(tokens, capacity):
+            raise NumpyBloomError(
+                f"the draft model needs more than the {self.model.memory / 1e6:,.1f} MB of memory "
+                "that it may use, to be held there whole; choose a smaller one"
+            )
+        (self._cache,) = self.model.prepare(**_room(tokens, capacity))
+
+    def end(self) -> None:
+        self._cache, self._cached = None, []
+
     def propose(self, ids: Sequence[int], count: int, random: "np.random.Generator") -> Draft:
+        assert self._cache is not None
         text = list(ids)
         known = common_prefix(self._cached, text[:-1])
         distributions: list[Floats | None] = []
@@ -83,7 +131,7 @@ class DraftModel:
             self._cached = text[:known]  # a pass that is interrupted spoils what comes after
             self._cache.length = known
             new = np.array(text[known:], dtype=np.int64)
-            (logits,) = self._model.run([new], [self._cache])  # (V,)
+            (logits,) = self.model.run([new], [self._cache])  # (V,)
             self._cached, known = list(text), len(text)
             distribution = next_token_distribution(logits, text, self._sampling)
             distributions.append(distribution)
@@ -97,19 +145,10 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     return next((place for place, (x, y) in pairs if x != y), min(len(a), len(b)))
 
 
-def draft_models(
-    model: Model, texts: Sequence[TokenIds], max_new_tokens: int, sampling: SamplingOptions
-) -> list[DraftModel]:
-    """A drafter for each text, all with one smaller model.
-
-    Raises:
-        NumpyBloomError: the model does not fit into its memory whole.
-    """
-    capacities = [len(ids) + max_new_tokens - 1 for ids in texts]
-    caches = model.prepare(cache_tokens=capacities, pass_tokens=max(capacities), logit_rows=1)
-    if model.memory < model.memory_for_all:
-        raise NumpyBloomError(
-            f"the draft model needs {model.memory_for_all / 1e6:,.1f} MB of memory to be held "
-            f"there whole, {model.memory / 1e6:,.1f} MB may be used; choose a smaller one"
-        )
-    return [DraftModel(model, cache, sampling) for cache in caches]
+def _room(tokens: int, capacity: int) -> dict[str, Any]:
+    """What `Model.prepare` is to be asked for."""
+    return {
+        "cache_tokens": [capacity],
+        "pass_tokens": min(tokens, capacity),
+        "logit_rows": 1,
+    }

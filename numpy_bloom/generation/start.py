@@ -26,7 +26,7 @@ def start(
     eos_token_ids: Sequence[int],
     stop: Sequence[str],
     sampling: SamplingOptions,
-    drafters: Sequence[Drafter | None],
+    drafters: Sequence[Drafter],
     draft_tokens: int,
     kept: Kept | None,
 ) -> list[Generation]:
@@ -59,7 +59,7 @@ def start(
             )
         )
     going_on = [text for text in continuations if text.finish_reason is None]
-    batch = Batch(model, going_on, draft_tokens if any(drafters) else 0)
+    batch = Batch(model, going_on)
     return [Generation(batch, continuation) for continuation in continuations]
 
 

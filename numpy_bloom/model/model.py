@@ -40,7 +40,6 @@ class Model:
         parameters: all of them, as a tree.
         memory: bytes that everything together may take.
         memory_for_all: what the run prepared last would need to read nothing from disk.
-        memory_elsewhere: bytes of `memory` that something else takes, such as a draft model.
     """
 
     def __init__(self, config: BloomConfig, store: WeightStore, memory: int) -> None:
@@ -50,21 +49,31 @@ class Model:
         self.parameters = bloom_parameters(store, config)
         self.memory = memory
         self.memory_for_all = 0
-        self.memory_elsewhere = 0
-        # The runs that are not over: the caches of each, and what its largest pass needs.
-        self._runs: weakref.WeakKeyDictionary[Cache, int] = weakref.WeakKeyDictionary()
+        # The runs that are not over: the caches of each, bytes that its largest pass needs, and
+        # the draft model that takes its share of the memory meanwhile.
+        self._runs: weakref.WeakKeyDictionary[Cache, tuple[int, Model | None]] = (
+            weakref.WeakKeyDictionary()
+        )
         self._one_at_a_time = threading.Lock()
         self.close = weakref.finalize(self, store.close)
 
     def prepare(
-        self, *, cache_tokens: Sequence[int], pass_tokens: int, logit_rows: int
+        self,
+        *,
+        cache_tokens: Sequence[int],
+        pass_tokens: int,
+        logit_rows: int,
+        longest: int = 0,
+        draft: "Model | None" = None,
     ) -> list[KVCache]:
         """Make room for a run of many passes: pin as many weights as fit beside all else.
 
         Args:
             cache_tokens: for each sequence the tokens that its cache is to hold.
-            pass_tokens: T of the largest pass.
-            logit_rows: rows of logits of that pass.
+            pass_tokens: T of the largest pass, those of other sequences included.
+            logit_rows: rows of V that it takes, of logits and of guesses.
+            longest: tokens of the longest of the other sequences.
+            draft: another model, of whose memory the run makes use.
 
         Returns:
             For each sequence its empty cache. The run is over when nobody holds any of them.
@@ -72,11 +81,12 @@ class Model:
         Raises:
             NumpyBloomError: the run does not fit; the message tells the least that it needs.
         """
-        working = self.working_bytes(pass_tokens, max(cache_tokens), logit_rows=logit_rows)
+        longest = max(longest, *cache_tokens)
+        working = self.working_bytes(pass_tokens, longest, logit_rows=logit_rows)
         with self._one_at_a_time:
-            self._make_room(sum(cache_tokens), working)
+            self._make_room(sum(cache_tokens), working, draft)
             caches = [KVCache(self.config, tokens) for tokens in cache_tokens]
-            self._runs.update(dict.fromkeys(caches, working))
+            self._runs.update(dict.fromkeys(caches, (working, draft)))
         return caches
 
     def prepare_one_pass(
@@ -108,7 +118,7 @@ class Model:
         with self._one_at_a_time:
             self._make_room(0, working)
             caches = [OnePassCache() for _ in lengths]
-            self._runs.update(dict.fromkeys(caches, working))
+            self._runs.update(dict.fromkeys(caches, (working, None)))
         return caches
 
     def working_bytes(
@@ -131,35 +141,61 @@ class Model:
             nbytes += score_bytes(config, target_rows, threads, tile_rows)
         return nbytes
 
-    def has_room(self, *, cache_tokens: Sequence[int], pass_tokens: int, logit_rows: int) -> bool:
-        """Whether `prepare` would succeed and, if all weights are in memory, leave them there."""
-        working = self.working_bytes(pass_tokens, max(cache_tokens), logit_rows=logit_rows)
-        needed = self._needed(sum(cache_tokens), working)
-        resident = self.stream.bytes_pinned == self.stream.nbytes
+    def has_room(
+        self,
+        *,
+        cache_tokens: Sequence[int],
+        pass_tokens: int,
+        logit_rows: int,
+        longest: int = 0,
+        draft: "Model | None" = None,
+        resident: bool = False,
+    ) -> bool:
+        """Whether `prepare` would succeed and, if all weights are in memory, leave them there.
+
+        Args:
+            resident: whether it must bring all weights there.
+
+        The others are those of `prepare`.
+        """
+        longest = max(longest, *cache_tokens)
+        working = self.working_bytes(pass_tokens, longest, logit_rows=logit_rows)
+        needed = self._needed(sum(cache_tokens), working, draft)
+        resident = resident or self.stream.bytes_pinned == self.stream.nbytes
         return needed + self._least_weights(resident=resident) <= self.memory
 
-    def _needed(self, cache_tokens: int, working: int) -> int:
-        """Bytes of all but weights, with the runs that are not over and a new one."""
+    @property
+    def resident_bytes(self) -> int:
+        """What the runs that are not over need, with all weights in memory; without drafts."""
+        return self._held_bytes(0, 0) + self.stream.nbytes
+
+    def _needed(self, cache_tokens: int, working: int, draft: "Model | None" = None) -> int:
+        """Bytes of all but weights, with the runs that are not over, a new one, and drafts."""
+        drafts = {draft, *(draft for _, draft in dict(self._runs).values())} - {None, self}
+        elsewhere = sum(draft.resident_bytes for draft in drafts if draft is not None)
+        return self._held_bytes(cache_tokens, working) + elsewhere
+
+    def _held_bytes(self, cache_tokens: int, working: int) -> int:
         runs = dict(self._runs)
         cached = cache_tokens + sum(cache.capacity for cache in runs)
         held = KVCache.nbytes(self.config, cached)
-        vectors = self.store.vector_bytes
-        return vectors + held + max(working, *runs.values(), 0) + self.memory_elsewhere
+        return self.store.vector_bytes + held + max(working, *(run for run, _ in runs.values()), 0)
 
     def _least_weights(self, *, resident: bool) -> int:
         """Bytes that weights take at least: all there are, or the buffers they pass through."""
         stream = self.stream
         return stream.nbytes if resident else min(stream.nbytes, stream.buffer_bytes)
 
-    def _make_room(self, cache_tokens: int, working: int) -> None:
+    def _make_room(self, cache_tokens: int, working: int, draft: "Model | None" = None) -> None:
         """Pin as many weights as fit beside the runs that are not over and a new one.
 
         Args:
             cache_tokens: that its caches are to hold together.
             working: bytes that its largest pass needs.
+            draft: the model that takes its share of the memory.
         """
         stream = self.stream
-        needed = self._needed(cache_tokens, working)
+        needed = self._needed(cache_tokens, working, draft)
         least = needed + self._least_weights(resident=False)
         if self.memory < least:
             held = sum(cache.capacity for cache in dict(self._runs)) + cache_tokens
