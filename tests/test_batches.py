@@ -1,7 +1,9 @@
 """Batches: every prompt says what it says alone, within the dial, whatever happens on the way."""
 
 import random
+import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +222,27 @@ def test_whichever_is_asked_all_go_on(folder: Path, monkeypatch: pytest.MonkeyPa
         assert [said(generation) for generation in generations] == expected
 
 
+def test_threads_that_ask_for_different_texts(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They share the passes, and none makes one while there are tokens to take."""
+    prompts = [[5, 6, 7], [8, 9], [10]]
+    with numpy_bloom.load(folder, threads=1) as model:
+        expected = alone(model, prompts, max_new_tokens=NEW)
+        switches = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        try:
+            for _ in range(5):
+                with monkeypatch.context() as patch, ThreadPoolExecutor(len(prompts)) as threads:
+                    passes = watch_passes(patch)
+                    generations = model.generate_batch(prompts, max_new_tokens=NEW)
+                    list(threads.map(list, generations))
+                assert [said(generation) for generation in generations] == expected
+                assert len(passes) == NEW
+        finally:
+            sys.setswitchinterval(switches)
+
+
 def test_leaving_one_half_way(folder: Path) -> None:
     prompts = some_prompts(random.Random(3), 4)
     least, _ = needed_alone(folder, 1, prompts)
@@ -242,17 +265,17 @@ def test_leaving_one_half_way(folder: Path) -> None:
 # --- cut short ------------------------------------------------------------------------------------
 
 PACKAGE = Path(numpy_bloom.__file__).parent
-# Without the lines that read a token when it is chosen: they are not done again.
 JOINING = [PACKAGE / "generation/batch.py"]
 LOOP = [PACKAGE / "generation" / name for name in ("loop.py", "sampling.py")]
 LOOP += [PACKAGE / "model/model.py"]
+READING = [PACKAGE / "generation" / name for name in ("continuation.py", "text.py")]
 BELOW = [path for part in ("model", "weights") for path in (PACKAGE / part).rglob("*.py")]
 
 
 @pytest.mark.parametrize(
     ("threads", "parts", "stride"),
-    [(1, JOINING, 1), (1, LOOP, 7), (1, BELOW, 599), (2, BELOW, 599)],
-    ids=["joining", "loop", "pass", "pass of two threads"],
+    [(1, JOINING, 1), (1, READING, 5), (1, LOOP, 7), (1, BELOW, 599), (2, BELOW, 599)],
+    ids=["joining", "reading", "loop", "pass", "pass of two threads"],
 )
 def test_going_on_after_ctrl_c(
     folder: Path, threads: int, parts: Sequence[Path], stride: int

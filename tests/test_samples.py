@@ -53,7 +53,7 @@ def sample_alone(model: Bloom, prompt: list[int], number: int) -> list[int]:
     )
     batch = Batch(model.model, [continuation])
     while continuation.finish_reason is None:
-        batch.step()
+        batch.next_token(continuation)
     return continuation.token_ids
 
 

@@ -1,5 +1,6 @@
 """Several texts in each pass over the weights."""
 
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable
@@ -7,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from numpy_bloom.generation.continuation import Continuation, PassStats
+from numpy_bloom.generation.continuation import Continuation, PassStats, Token
 from numpy_bloom.model.cache import KVCache
 from numpy_bloom.model.model import Model, check_finite
 from numpy_bloom.model.passes import Tap, no_tap
@@ -36,15 +37,27 @@ class Batch:
         self._model = model
         self._waiting = deque(texts)
         self._active: list[Continuation] = []
+        self._one_at_a_time = threading.Lock()
         self._admit()
 
-    def step(self) -> None:
-        """Make one pass.
+    def next_token(self, text: Continuation) -> Token | None:
+        """The next token of one of the texts, or None if it has ended.
+
+        It takes passes to get there if there is none yet. Threads wait for each other.
 
         Raises:
             NumpyBloomError: weights are damaged or cannot be read, the memory does not suffice, or
-                a text cannot be written to its file, which the next step does again.
+                a text cannot be written to its file, which the next pass does again.
         """
+        with self._one_at_a_time:
+            while not text.is_ready:
+                if text.finish_reason is not None:
+                    return None
+                self._step()
+            return text.take_token()
+
+    def _step(self) -> None:
+        """Make one pass."""
         self._dismiss()
         self._admit()
         active = self._active

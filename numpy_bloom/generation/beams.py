@@ -221,18 +221,6 @@ def _common(a: list[int], b: list[int]) -> int:
     return next((place for place, (x, y) in pairs if x != y), min(len(a), len(b)))
 
 
-class _Best(Continuation):
-    """What a search ends with."""
-
-    def take_beam(self, beam: Beam) -> None:
-        """Take its tokens, up to a stop text; if that was cut short, those that are missing."""
-        tokens = list(zip(beam.token_ids, beam.logprobs, strict=True))
-        for token_id, logprob in tokens[len(self.token_ids) :]:
-            self.ready.append(Token(token_id, logprob, self._read(token_id)))
-            if self.finish_reason is not None:
-                break
-
-
 class BeamSearch(Generation):
     """The best continuation of one prompt that a beam search finds.
 
@@ -262,7 +250,7 @@ class BeamSearch(Generation):
         self.score: float | None = None
         self._model = model
         self._options = options
-        self._continuation = self._best = _Best(
+        self._continuation = self._best = Continuation(
             prompt_token_ids,
             max_new_tokens=options.max_new_tokens,
             eos_token_ids=options.eos_token_ids,
@@ -286,10 +274,10 @@ class BeamSearch(Generation):
             best = self._beams.ended[0]
             self.score = float(best.score)
             self._seats = []
-            self._best.take_beam(best)
-        if not self._best.ready:
+            self._best.add(list(zip(best.token_ids, best.logprobs, strict=True)))
+        if not self._best.is_ready:
             raise StopIteration
-        return self._best.ready.popleft()
+        return self._best.take_token()
 
     def _step(self) -> None:
         """Make one pass. If it is cut short by Ctrl-C, it can be repeated."""

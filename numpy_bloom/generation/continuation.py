@@ -1,8 +1,8 @@
 """One text that is being continued: what it feeds to a pass, and what it makes of the logits."""
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -45,6 +45,13 @@ class PassStats:
     bytes_pinned: int
 
 
+class _Said(NamedTuple):
+    """A new token, and why the text ends with it, if it does."""
+
+    token: Token
+    finish_reason: str | None
+
+
 class Continuation:
     """A prompt and its continuation so far.
 
@@ -62,7 +69,6 @@ class Continuation:
 
     Attributes:
         prompt_token_ids, token_ids, text, finish_reason: see `Generation`.
-        ready: new tokens that nobody has taken yet.
         cache: keys and values of the tokens before the last one; None before and after its passes.
         drafter: guesses.
         passes: those in which it took part.
@@ -84,16 +90,16 @@ class Continuation:
         kept: Kept | None = None,
     ) -> None:
         self.prompt_token_ids = prompt_token_ids
-        self.token_ids: list[int] = []
-        self.text = ""
-        self.finish_reason: str | None = None
-        self.ready: deque[Token] = deque()
+        # All that is known of the new tokens is here, and grows at once: Ctrl-C loses none of it.
+        self._said: list[_Said] = []
+        self._taken = 0
         self.cache: KVCache | None = None
         self.passes: list[PassStats] = []
         self.source = source
         self._max_new_tokens = max_new_tokens
         self._eos_token_ids = eos_token_ids
         self._text = text
+        self._text_tokens = 0  # that it has seen; -1 while it is being changed
         self._sampling = sampling
         self._seed = seed
         self.drafter = drafter or Drafter()
@@ -101,14 +107,34 @@ class Continuation:
         self._guesses = draft_tokens
         self._draft = NO_DRAFT
         self._kept = kept
-        self._logprobs: list[float] = []
         if kept is not None:
             self._guesses = kept.guesses
-            for token_id, logprob in kept.new:
-                self._add(token_id, logprob)
+            self.add(kept.new)
             if self.finish_reason is not None:
                 kept.close()
-        self.restored = len(self.token_ids)
+        self.restored = len(self._said)
+
+    @property
+    def token_ids(self) -> list[int]:
+        return [said.token.id for said in self._said]
+
+    @property
+    def text(self) -> str:
+        return "".join(said.token.text for said in self._said)
+
+    @property
+    def finish_reason(self) -> str | None:
+        return self._said[-1].finish_reason if self._said else None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether there is a new token that nobody has taken yet."""
+        return self._taken < len(self._said)
+
+    def take_token(self) -> Token:
+        """Take that token."""
+        self._taken += 1
+        return self._said[self._taken - 1].token
 
     @property
     def cache_tokens(self) -> int:
@@ -162,7 +188,7 @@ class Continuation:
             NumpyBloomError: the disk is full, or it fails.
         """
         if self._kept is not None and self.cache is not None:
-            logprobs = self._logprobs[: len(self.token_ids)]
+            logprobs = [said.token.logprob for said in self._said]
             self._kept.save(self.cache, self.token_ids, logprobs, self._guesses)
             if self.finish_reason is not None:
                 self._kept.close()
@@ -194,16 +220,27 @@ class Continuation:
         """
         assert self.cache is not None
         chosen = self._choose(logits)
-        for token_id, logprob in chosen:
-            self._add(token_id, logprob)
-            if self.finish_reason is not None:
-                break
+        self.add(chosen)
         self.cache.length = len(self.prompt_token_ids) + len(self.token_ids) - 1
         self._adapt(len(chosen) - 1)
 
-    def _add(self, token_id: int, logprob: float) -> None:
-        self._logprobs[len(self.token_ids) :] = [logprob]
-        self.ready.append(Token(token_id, logprob, self._read(token_id)))
+    def add(self, chosen: Sequence[tuple[int, float]]) -> None:
+        """Go on by some tokens, or by those of them up to the last one of the text.
+
+        Args:
+            chosen: each with its log-probability.
+        """
+        if self._text_tokens != len(self._said):
+            self._text.restart(self.token_ids)
+        self._text_tokens = -1
+        new: list[_Said] = []
+        for token_id, logprob in chosen:
+            text, reason = self._read(token_id, len(self._said) + len(new) + 1)
+            new.append(_Said(Token(token_id, logprob, text), reason))
+            if reason is not None:
+                break
+        self._said.extend(new)
+        self._text_tokens = len(self._said)
 
     def _choose(self, logits: Floats) -> list[tuple[int, float]]:
         """The next tokens, each with its log-probability."""
@@ -228,22 +265,22 @@ class Continuation:
         """What the token at one place of the text, or the guess at it, is drawn with."""
         return np.random.default_rng([*self._seed, place, drafting])
 
-    def _read(self, token_id: int) -> str:
-        """Take one more token; the text that is certain with it. Notices when it is the last."""
-        self.token_ids.append(token_id)
-        text = ""
+    def _read(self, token_id: int, place: int) -> tuple[str, str | None]:
+        """Take one more token; the text that is certain with it, and why it is the last, if so.
+
+        Args:
+            place: how many new tokens there are with it.
+        """
+        text, reason = "", None
         if token_id in self._eos_token_ids:
-            self.finish_reason = "eos"
+            reason = "eos"
         else:
             text = self._text.step(token_id)
-            if len(self.token_ids) == self._max_new_tokens:
-                self.finish_reason = "length"
-        if self.finish_reason is not None:
+            if place == self._max_new_tokens:
+                reason = "length"
+        if reason is not None:
             text += self._text.finish()
-        if self._text.stopped:
-            self.finish_reason = "stop"
-        self.text += text
-        return text
+        return text, "stop" if self._text.stopped else reason
 
     def _adapt(self, held: int) -> None:
         """Guess twice as many as held next time, or as many as allowed if all of them did."""

@@ -51,11 +51,10 @@ class Generation(Iterator[Token]):
         self._continuation = continuation
 
     def __next__(self) -> Token:
-        while not self._continuation.ready:
-            if self._continuation.finish_reason is not None:
-                raise StopIteration
-            self._batch.step()
-        return self._continuation.ready.popleft()
+        token = self._batch.next_token(self._continuation)
+        if token is None:
+            raise StopIteration
+        return token
 
     def watch(self, tap: Tap) -> None:
         """Show the stages of all passes to come to an onlooker, in place of the one before."""

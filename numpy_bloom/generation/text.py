@@ -34,11 +34,17 @@ class TextStream:
             raise NumpyBloomError("a stop text needs a tokenizer; the model's folder has none")
         self._tokenizer = tokenizer
         self._stop = stop
+        self.restart([])
+
+    def restart(self, token_ids: Sequence[int]) -> None:
+        """Be where one is after these tokens, also if a step was cut short."""
         self._stream = DecodeStream(skip_special_tokens=True)
         self._ids: list[int] = []
         self._decoded = ""  # whole characters so far
         self._given = 0  # how many of them were given out
         self.stopped = False
+        for token_id in token_ids:
+            self.step(token_id)
 
     def step(self, token_id: int) -> str:
         """Take one more token; give out what text is now certain, possibly none."""
