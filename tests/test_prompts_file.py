@@ -52,6 +52,8 @@ FILES = {
     "carriage returns": "\r\n".join(PROMPTS) + "\r\n",
     "empty lines": "\n\n \n" + "\n\n".join(PROMPTS) + "\n\t\n",
     "JSON Lines": "\n".join(json.dumps({"prompt": prompt, "id": 5}) for prompt in PROMPTS),
+    "byte order mark": "\ufeff" + "\n".join(PROMPTS),
+    "JSON Lines with one": "\ufeff" + "\n".join(json.dumps({"prompt": p}) for p in PROMPTS),
     "JSON Lines with empty ones": "\n\n".join(
         "  " + json.dumps({"prompt": prompt}, ensure_ascii=False) for prompt in PROMPTS
     ),
@@ -103,7 +105,7 @@ def test_prompts_with_other_separators(
         (b'{"prompt": 5}\n', "{}, line 1 has no text as 'prompt'"),
         (b'{"prompt": null}\n', "{}, line 1 has no text as 'prompt'"),
         (b'{"prompt": ["a"]}\n', "{}, line 1 has no text as 'prompt'"),
-        (b'{"prompt": "a"}\n{"prompt": ""}\n', "the prompt is empty"),
+        (b'{"prompt": "a"}\n\n{"prompt": ""}\n', "{}, line 3 has an empty 'prompt'"),
         (b'{"prompt": "\\ud800"}\n', "not valid Unicode"),
         (b"a\nb\xff\n", "cannot read {}: 'utf-8' codec can't decode byte 0xff"),
         (None, "cannot read {}: [Errno 2] No such file or directory"),
@@ -137,6 +139,25 @@ def test_stdin_that_is_not_utf_8(
     check_failure(command(generate, "--model", model, "--prompts-file=-"), "generate", "not UTF-8")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--prompts-file=p", "--show-tokens"], "--show-tokens does not go with --prompts-file"),
+        (["a", "--draft-tokens=4"], "--draft-tokens needs --draft-model"),
+    ],
+)
+def test_options_that_would_be_ignored(
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    told: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("p").write_text("a")
+    check_failure(command(generate, *arguments), "generate", told, code=2)
+
+
 # --- samples --------------------------------------------------------------------------------------
 
 HOT = {"temperature": 2.0, "seed": 1}
@@ -155,8 +176,14 @@ def test_samples_as_text(command: Command, model: Path) -> None:
     found = expected(model, PROMPTS[:1], num_samples=2, **HOT)
     arguments = [PROMPTS[0], "--model", model, "--max-new-tokens", NEW, "-n2", *HOT_ARGUMENTS]
     result = command(generate, *arguments)
-    assert (result.code, result.out) == (0, f"{found[0].text}\n{found[1].text}\n")
+    assert (result.code, result.out) == (
+        0,
+        f"--- 1 of 2\n{found[0].text}\n--- 2 of 2\n{found[1].text}\n",
+    )
     assert result.err.count("peak memory") == 2
+    result = command(generate, *arguments, "--show-tokens")
+    lines = result.out.split("\n")
+    assert (lines[0], lines.count("--- 2 of 2")) == ("--- 1 of 2", 1)
 
 
 def test_samples_of_each_prompt(command: Command, model: Path, tmp_path: Path) -> None:
