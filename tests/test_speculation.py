@@ -17,6 +17,7 @@ from interruptions import Interrupt
 import numpy_bloom
 from conversion import convert
 from numpy_bloom.bloom import Bloom
+from numpy_bloom.generation.drafts import PromptLookup
 
 NEW = 16
 PROMPT = byte_ids("Todos los")
@@ -208,6 +209,24 @@ def test_looking_up_a_text_that_repeats_itself(opened: Opened) -> None:
     unseen = model.generate(cycle[:20], max_new_tokens=20, draft_model="prompt-lookup")
     list(unseen)
     assert (unseen.token_ids, unseen.stats.passes) == (cycle[20:], 20)
+
+
+@pytest.mark.parametrize(
+    ("ids", "count", "guess"),
+    [
+        ([7, 7], 5, [7] * 5),
+        ([9, 4, 5, 4, 5], 5, [4, 5, 4, 5, 4]),
+        ([1, 2, 3, 1, 2, 3], 2, [1, 2]),
+        ([1, 2, 3, 4, 1, 2], 7, [3, 4, 1, 2, 3, 4, 1]),
+        ([1, 2, 3, 4, 5, 6, 1, 2], 3, [3, 4, 5]),
+        ([1, 2, 3], 4, []),
+        ([1], 4, []),
+    ],
+)
+def test_what_is_looked_up(ids: list[int], count: int, guess: list[int]) -> None:
+    """A text that repeats itself is taken to go on so, however short what it repeats."""
+    draft = PromptLookup().propose(ids, count, np.random.default_rng(0))
+    assert (draft.ids, draft.distributions) == (guess, [None] * len(guess))
 
 
 def test_tokens_per_pass_of_the_demo_model(

@@ -76,7 +76,7 @@ class Drafter:
 
 
 class PromptLookup(Drafter):
-    """Guesses that the text goes on as it did when its last tokens occurred before."""
+    """Guesses that the text goes on as it did when its last tokens occurred before, and so on."""
 
     rows = 1
 
@@ -87,7 +87,7 @@ class PromptLookup(Drafter):
             found = np.flatnonzero((windows == text[-length:]).all(axis=1))
             if found.size:
                 after = int(found[-1]) + length
-                guess = text[after : after + count].tolist()
+                guess = np.resize(text[after:], count).tolist()  # over again if it is short
                 return Draft(guess, [None] * len(guess))
         return NO_DRAFT
 
