@@ -79,14 +79,20 @@ def test_numbers_of_the_page_are_those_of_the_trace(bloom: Bloom, tmp_path: Path
     expected = np.take_along_axis(log_p, order, axis=1)
     np.testing.assert_allclose(arrays["next-log-p"], expected, rtol=1e-5, atol=1e-7)
 
-    parts = facts["attribution"]
-    assert isinstance(parts, dict)
-    expected_parts = attribution(trace)
-    assert parts["token"] == logits[-1].argmax()
-    np.testing.assert_array_equal(parts["heads"], expected_parts.heads)
-    np.testing.assert_array_equal(parts["mlps"], expected_parts.mlps)
-    assert parts["logit"] == logits[-1].max()
-    assert parts["sum"] == pytest.approx(parts["logit"], abs=1e-4)
+    for position in (0, tokens - 1):
+        parts = attribution(trace, position)
+        assert parts.token_id == arrays["next-ids"][position, 0]
+        for name, expected in (
+            ("embedding", parts.embedding),
+            ("heads", parts.heads),
+            ("biases", parts.attention_biases),
+            ("mlps", parts.mlps),
+            ("final-bias", parts.final_bias),
+            ("logit", logits[position].max()),
+        ):
+            np.testing.assert_allclose(
+                arrays[f"parts-{name}"][position], expected, rtol=1e-6, atol=1e-6
+            )
 
 
 def test_page_refers_to_nothing_outside_it(bloom: Bloom, tmp_path: Path) -> None:
@@ -103,7 +109,7 @@ def test_markup_in_the_prompt_is_text(bloom: Bloom, tmp_path: Path) -> None:
     write_report(bloom, trace, logits, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert embedded_facts(page)["text"] == HOSTILE
-    arrays_and_facts = 1 + 6 + bloom.config.num_hidden_layers
+    arrays_and_facts = 1 + 12 + bloom.config.num_hidden_layers
     assert len(re.findall("<script", page)) == arrays_and_facts + 1
     assert "<!--" not in page.partition("<style>")[2]
     assert "alert(1)</script>" not in page
@@ -138,8 +144,9 @@ def test_model_whose_logits_are_no_sum_has_a_report(
     recorded = recorded_model("heads6-float16-postnorm")
     logits, trace = recorded.bloom.trace([1, 2, 3], names=NAMES)
     write_report(recorded.bloom, trace, logits, tmp_path / "page.html")
-    facts = embedded_facts((tmp_path / "page.html").read_text(encoding="utf-8"))
-    assert facts["attribution"] is None
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    facts = embedded_facts(page)
+    assert set(embedded(page)) >= {"norms", "pattern-0"} and "parts-logit" not in embedded(page)
     assert facts["labels"]["1"] == "#1"  # type: ignore[index]
 
 

@@ -1,5 +1,6 @@
 """What a trace says about how the model comes to its next token."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +10,8 @@ from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.model.primitives import layer_norm
 from numpy_bloom.study.trace import Trace
 from numpy_bloom.weights.dtypes import Floats
-from numpy_bloom.weights.linear import Multiply, for_each_tile, linear, lookup
+from numpy_bloom.weights.linear import Multiply, for_each_tile, lookup
+from numpy_bloom.weights.store import Matrix
 
 
 class LogitLens(NamedTuple):
@@ -126,51 +128,73 @@ def _together(tiles: list[_TileSums], top: int) -> tuple[npt.NDArray[np.int64], 
 
 
 def attribution(trace: Trace, position: int = -1, token_id: int | None = None) -> Attribution:
-    """What each part of the model adds to one logit, the last layer norm's scale taken as it was.
+    """`attributions` at one position, by default the last one.
 
-    The logit is linear in what the parts add to the residual stream once that scale is given.
+    Raises:
+        NumpyBloomError: as there.
+    """
+    (only,) = attributions(trace, [position], None if token_id is None else [token_id])
+    return only
+
+
+def attributions(
+    trace: Trace, positions: Sequence[int], token_ids: Sequence[int] | None = None
+) -> list[Attribution]:
+    """What each part of the model adds to some logits, the last layer norm's scale taken as it was.
+
+    A logit is linear in what the parts add to the residual stream once that scale is given. Each
+    `dense` is read once for all of them.
 
     Args:
         trace: with blocks.0.resid_pre, every attn.z and mlp_out, the last resid_post and logits.
-        position: of the token after which the logit is.
-        token_id: whose logit. Default: the likeliest one's.
+        positions: of the tokens after which the logits are, one at each.
+        token_ids: whose logits, as many. Default: the likeliest ones'.
 
     Raises:
         NumpyBloomError: a stage is lacking, weights cannot be read, or the model's residuals begin
             after the layer norms, so that earlier parts do not add to the stream.
     """
-    model = trace.model
+    model, at = trace.model, list(positions)
     config, w = model.config, model.parameters
     if config.apply_residual_connection_post_layernorm:
         raise NumpyBloomError(
             "with apply_residual_connection_post_layernorm a logit is no sum over all blocks"
         )
-    last = _stage(trace, f"blocks.{config.num_hidden_layers - 1}.resid_post")[position]
-    logits = _stage(trace, "logits")[position]
-    chosen = int(logits.argmax()) if token_id is None else token_id
-    deviation = np.sqrt(last.var(dtype=np.float64) + config.layer_norm_epsilon)
+    last = _stage(trace, f"blocks.{config.num_hidden_layers - 1}.resid_post")[at]
+    logits = _stage(trace, "logits")[at]
+    chosen = logits.argmax(axis=-1) if token_ids is None else np.array(token_ids)
+    deviation = np.sqrt(last.var(axis=-1, dtype=np.float64) + config.layer_norm_epsilon)
     heads, biases, mlps = [], [], []
     with model.computing():
-        row = lookup(w.lm_head, np.array([chosen]))[0].astype(np.float64)  # (H,)
-        direction = w.ln_f.weight * row / deviation
-        direction -= direction.mean()  # the same as centring what is multiplied by it
+        rows = lookup(w.lm_head, chosen).astype(np.float64)  # (P, H)
+        direction = w.ln_f.weight * rows / deviation[:, None]
+        # The same as centring what is multiplied by it.
+        direction -= direction.mean(axis=-1, keepdims=True)
         for i, block in enumerate(w.blocks):
-            z = _stage(trace, f"blocks.{i}.attn.z")[position]  # (N, D)
-            apart = np.zeros((len(z), *z.shape), dtype=np.float32)  # (N, N, D), one head in each
-            apart[np.arange(len(z)), np.arange(len(z))] = z
+            z = _stage(trace, f"blocks.{i}.attn.z")[at]  # (P, N, D)
             dense = block.self_attention.dense
-            heads.append(linear(apart.reshape(len(z), -1), dense.weight) @ direction)
-            biases.append(dense.bias @ direction)
-            mlps.append(_stage(trace, f"blocks.{i}.mlp_out")[position] @ direction)
-    return Attribution(
-        chosen,
-        float(_stage(trace, "blocks.0.resid_pre")[position] @ direction),
-        np.stack(heads),
-        np.array(biases),
-        np.array(mlps),
-        float(w.ln_f.bias @ row),
-        float(logits[chosen]),
-    )
+            through = _multiply_back(direction, dense.weight).reshape(z.shape)
+            heads.append((z * through).sum(axis=-1))  # (P, N)
+            biases.append(direction @ dense.bias)
+            mlps.append((_stage(trace, f"blocks.{i}.mlp_out")[at] * direction).sum(axis=-1))
+    embeddings = (_stage(trace, "blocks.0.resid_pre")[at] * direction).sum(axis=-1)
+    by_block = (np.stack(part, axis=1) for part in (heads, biases, mlps))  # (P, L, ...)
+    final = rows @ w.ln_f.bias
+    return [
+        Attribution(int(token), float(e), h, b, m, float(f), float(logit[token]))
+        for token, e, h, b, m, f, logit in zip(
+            chosen, embeddings, *by_block, final, logits, strict=True
+        )
+    ]
+
+
+def _multiply_back(x: npt.NDArray[np.float64], weight: Matrix) -> npt.NDArray[np.float64]:
+    """x · W (P, inputs): what a step along each input moves the output along x (P, outputs)."""
+    y = np.zeros((len(x), weight.shape[1]))
+    for tile in weight.tiles():
+        y += x[:, tile.rows] @ weight.format.widen(tile.stored).astype(np.float64)
+        tile.done()
+    return y
 
 
 def residual_stream(trace: Trace) -> list[Floats]:

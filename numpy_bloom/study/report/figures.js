@@ -104,6 +104,7 @@ function drawAttention(figure, state, pattern) {
   }
   drawing.append(svg("rect", {
     x: margin, y: margin + state.position * cell, width: (state.position + 1) * cell, height: cell, class: "chosen",
+    "stroke-width": Math.min(1.5, cell / 3),
   }));
   drawLegend(drawing, margin, margin + T * cell + 1.2 * f, Math.min(16 * f, T * cell), f);
   drawing.addEventListener("click", (event) => {
@@ -179,7 +180,7 @@ function drawAttribution(figure, state, parts) {
   const f = fontSize();
   const columns = N + 2;
   const [left, top] = [4.6 * f, 2 * f];
-  const tall = Math.max(1.2 * f, Math.min(3 * f, (30 * f) / L));
+  const tall = Math.max(0.5 * f, Math.min(3 * f, (34 * f) / L));
   const drawing = sheet(figure, top + L * tall + 2);
   const wide = (drawing.viewBox.baseVal.width - left - 2) / columns;
   const rows = parts.heads.map((heads, i) => [...heads, parts.biases[i], parts.mlps[i]]);
@@ -187,24 +188,27 @@ function drawAttribution(figure, state, parts) {
   const every = Math.ceil((1.9 * f) / wide);
   for (let j = 0; j < columns; j++) {
     const name = j < N ? (j % every ? "" : String(j)) : ["bias", "MLP"][j - N];
-    if (j < N && j + every > N && j % every) continue;
+    if (wide < 2.2 * f && j < N && (N + 2 - j) * wide < 4 * f) continue; // room for "MLP"
     if (j === N && wide < 2.2 * f) continue;
     drawing.append(label(left + (j + 0.5) * wide, f, name, j === N + 1 && wide < 2.2 * f ? "end" : "middle", { class: "soft" }));
   }
   rows.forEach((row, i) => {
     const y = top + i * tall;
-    drawing.append(label(left - 0.6 * f, y + tall / 2 + 0.36 * f, `block ${i}`, "end", { class: "soft" }));
+    if (i % Math.ceil((1.3 * f) / tall) === 0) {
+      drawing.append(label(left - 0.6 * f, y + tall / 2 + 0.36 * f, `block ${i}`, "end", { class: "soft" }));
+    }
     row.forEach((amount, j) => {
       const x = left + j * wide;
       drawing.append(svg("rect", {
-        x, y, width: wide - 1, height: tall - 1, "fill-opacity": (0.6 * Math.abs(amount)) / most, // so that numbers stay readable
+        x, y, width: 0.95 * wide, height: 0.95 * tall, "fill-opacity": 0.6 * opacity(Math.abs(amount) / most), // so that numbers stay readable
         class: amount < 0 ? "against" : "amount",
       }));
       if (wide > 3 * f) drawing.append(label(x + wide / 2, y + tall / 2 + 0.36 * f, fixed(2)(amount), "middle"));
     });
   });
   drawing.append(svg("rect", {
-    x: left + state.head * wide, y: top + state.block * tall, width: wide - 1, height: tall - 1, class: "chosen",
+    x: left + state.head * wide, y: top + state.block * tall, width: 0.95 * wide, height: 0.95 * tall, class: "chosen",
+    "stroke-width": 1.5,
   }));
   show(figure, drawing, "Direct logit attribution by head and MLP",
     `Columns are heads, then the biases of attention, then the MLP. Block ${state.block}, head ` +

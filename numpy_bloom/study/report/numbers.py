@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.study.bill import bill
-from numpy_bloom.study.lenses import attribution, logit_lens
+from numpy_bloom.study.lenses import attributions, logit_lens
 from numpy_bloom.study.stages import IN_BLOCK
 from numpy_bloom.study.trace import Trace
 from numpy_bloom.weights.dtypes import Floats
@@ -52,6 +52,7 @@ def arrays(trace: Trace, logits: Floats) -> dict[str, Array]:
         "lens-log-p": lens.log_probabilities,
         "lens-entropy": lens.entropy,
         "norms": _norms(trace),
+        **_attribution_arrays(trace),
     }
 
 
@@ -82,23 +83,21 @@ def patterns(trace: Trace) -> Iterator[Array]:
         yield steps
 
 
-def attribution_parts(trace: Trace) -> dict[str, Any] | None:
-    """The attribution of the last position's likeliest token; None where there is none."""
+def _attribution_arrays(trace: Trace) -> dict[str, Array]:
+    """What each part adds to the logit of the likeliest token after each position, float32; none
+    if the model's logits are no sums of parts."""
     if trace.model.config.apply_residual_connection_post_layernorm:
-        return None
-    parts = attribution(trace)
-    heads, biases, mlps = parts.heads, parts.attention_biases, parts.mlps
-    total = parts.embedding + heads.sum() + biases.sum() + mlps.sum() + parts.final_bias
-    return {
-        "token": parts.token_id,
-        "embedding": parts.embedding,
-        "heads": heads.tolist(),
-        "biases": biases.tolist(),
-        "mlps": mlps.tolist(),
-        "final_bias": parts.final_bias,
-        "sum": float(total),
-        "logit": parts.logit,
+        return {}
+    every = attributions(trace, range(len(trace.token_ids)))
+    columns = {
+        "embedding": [parts.embedding for parts in every],
+        "heads": [parts.heads for parts in every],
+        "biases": [parts.attention_biases for parts in every],
+        "mlps": [parts.mlps for parts in every],
+        "final-bias": [parts.final_bias for parts in every],
+        "logit": [parts.logit for parts in every],
     }
+    return {f"parts-{name}": np.array(each, dtype=np.float32) for name, each in columns.items()}
 
 
 def bill_rows(trace: Trace) -> list[dict[str, Any]]:

@@ -26,7 +26,7 @@ async function draw() {
   fillLens($("lens"), state);
   describeLens($("lens-detail"), state);
   drawLayers();
-  if (facts.attribution) drawAttribution($("attribution"), state, facts.attribution);
+  drawParts();
   fillBill($("bill"), block);
   const pattern = await attentionOf(block);
   if (turn !== drawn) return; // something else was chosen meanwhile
@@ -34,6 +34,17 @@ async function draw() {
   drawAttention($("attention"), state, pattern);
   fillRow($("row"), $("row-title"), state, pattern);
   document.body.dataset.drawn = `${position} ${block} ${head}`;
+}
+
+function drawParts() {
+  if (!("parts-logit" in state.arrays)) {
+    $("attribution-lead").textContent = "This model's residuals begin after its layer norms, so " +
+      "that a logit is no sum over all blocks.";
+    return;
+  }
+  const parts = partsAt(state.arrays, state.position);
+  fillParts($("parts"), $("attribution-lead"), state.position, parts);
+  drawAttribution($("attribution"), state, parts);
 }
 
 function drawLayers() {
@@ -86,9 +97,7 @@ async function start() {
   $("summary").textContent = `${T} tokens through ${L} blocks of ${N} heads, ${whole(H)} wide, to a ` +
     `vocabulary of ${whole(V)}. Every number on this page is the trace's.`;
   for (const element of document.querySelectorAll("[data-size]")) element.textContent = whole(facts.sizes[element.dataset.size]);
-  for (const name of ["next-ids", "next-log-p", "lens-ids", "lens-log-p", "lens-entropy", "norms"]) {
-    state.arrays[name] = await unpack(name);
-  }
+  for (const name of facts.arrays) state.arrays[name] = await unpack(name);
   options($("position"), facts.tokens.map((id, i) => `${i}  ${shortLabel(id, 16)}`));
   options($("block"), [...Array(L).keys()].map(String));
   options($("head"), facts.slopes.map((slope, i) => `${i}, slope ${slope.toPrecision(3)}`));
@@ -96,8 +105,6 @@ async function start() {
   buildHeads($("heads"));
   buildTheme($("theme"));
   $("lens").addEventListener("keydown", (event) => moveInLens($("lens"), event));
-  if (facts.attribution) fillParts($("parts"), $("attribution-lead"), facts.attribution);
-  else $("attribution-lead").textContent = "This model's residuals begin after its layer norms, so that a logit is no sum over all blocks.";
   await draw();
   let width = innerWidth;
   addEventListener("resize", () => {

@@ -19,7 +19,6 @@ from numpy_bloom.study.report.numbers import (
     PATTERN_STEPS,
     Array,
     arrays,
-    attribution_parts,
     bill_rows,
     patterns,
 )
@@ -79,10 +78,8 @@ def _write(file: IO[str], bloom: Bloom, trace: Trace, logits: Floats) -> None:
 def _data(bloom: Bloom, trace: Trace, logits: Floats) -> Iterator[str]:
     """Script elements that hold the numbers."""
     at_once = arrays(trace, logits)
-    facts = _facts(bloom, trace)
+    facts = _facts(bloom, trace) | {"arrays": list(at_once)}
     shown = [trace.token_ids, at_once["next-ids"].ravel(), at_once["lens-ids"].ravel()]
-    if facts["attribution"] is not None:
-        shown.append(np.array([facts["attribution"]["token"]]))
     labels = Labels(bloom.tokenizer)
     facts["labels"] = {int(i): labels(int(i)) for i in np.unique(np.concatenate(shown))}
     yield f'<script type="application/json" id="facts">{escaped_json(facts)}</script>\n'
@@ -115,7 +112,6 @@ def _facts(bloom: Bloom, trace: Trace) -> dict[str, Any]:
             for s in NORMED
         ],
         "patternSteps": PATTERN_STEPS,
-        "attribution": attribution_parts(trace),
         "bill": bill_rows(trace),
     }
 

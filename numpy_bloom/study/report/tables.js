@@ -44,6 +44,8 @@ function check(group, number) {
     button.setAttribute("aria-checked", String(i === number));
     button.tabIndex = i === number ? 0 : -1;
   });
+  const chosen = group.children[number];
+  group.scrollTop = chosen.offsetTop - group.offsetTop - (group.clientHeight - chosen.offsetHeight) / 2;
 }
 
 /** Radio buttons that set `state[name]`: arrow keys, Home and End move through them. */
@@ -160,9 +162,8 @@ function describeLens(element, state) {
   element.replaceChildren(...parts, `entropy ${fixed(4)(at(entropies, layer, position))} nats.`);
 }
 
-function fillParts(table, lead, parts) {
-  const last = facts.tokens[T - 1];
-  lead.replaceChildren("After the last token, ", token(last), ", the likeliest next one is ", token(parts.token),
+function fillParts(table, lead, position, parts) {
+  lead.replaceChildren(`After token ${position}, `, token(facts.tokens[position]), ", the likeliest next one is ", token(parts.token),
     `. Its logit ${fixed(4)(parts.logit)} is a sum: what each part adds to the residual stream, seen along ` +
     "this token's row of the head, the last layer norm's scale taken as it was. Blue speaks for the token, orange " +
     `against it. All parts together: ${fixed(4)(parts.sum)}.`);
@@ -173,7 +174,7 @@ function fillParts(table, lead, parts) {
     const [h, b, m] = [sum(heads), parts.biases[i], parts.mlps[i]];
     rows.push([`block ${i}`, n(h), n(b), n(m), n(h + b + m)]);
   });
-  rows.push(["ln_f's bias", "", "", "", n(parts.final_bias)]);
+  rows.push(["ln_f's bias", "", "", "", n(parts.finalBias)]);
   fillTable(table, ["part", "heads", "biases", "MLP", "together"], rows, {
     numbers: [1, 2, 3, 4], foot: [["sum", "", "", "", n(parts.sum)], ["logit", "", "", "", n(parts.logit)]],
   });
