@@ -134,6 +134,25 @@ def page_sum(parts: Any) -> float:
     return float(parts.embedding + parts.heads.sum() + biases_and_mlps + parts.final_bias)
 
 
+def test_attention_is_unpacked_block_by_block(browser: Any, traced: Traced) -> None:
+    page = browser.new_page()
+    page.add_init_script(
+        "window.unpacked = 0; const Real = DecompressionStream;"
+        "window.DecompressionStream = function (format) { unpacked += 1; return new Real(format); }"
+    )
+    page.goto(traced.path.as_uri())
+    last = len(traced.trace.token_ids) - 1
+    wait_until_drawn(page, last, 0, 0)
+    at_start = page.evaluate("unpacked")
+    assert at_start == page.locator('[id^="array-"]:not([id^="array-pattern-"])').count() + 1
+    page.select_option("#block", "3")
+    wait_until_drawn(page, last, 3, 0)
+    page.select_option("#head", "7")
+    wait_until_drawn(page, last, 3, 7)
+    assert page.evaluate("unpacked") == at_start + 1
+    page.close()
+
+
 def test_text_is_shown_as_it_is(page: Any, traced: Traced) -> None:
     assert page.locator("#text").text_content() == TEXT
     tokens = page.locator("#tokens button").all_text_contents()

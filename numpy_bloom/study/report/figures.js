@@ -203,7 +203,7 @@ function drawAttribution(figure, state, parts) {
         x, y, width: 0.95 * wide, height: 0.95 * tall, "fill-opacity": 0.6 * opacity(Math.abs(amount) / most), // so that numbers stay readable
         class: amount < 0 ? "against" : "amount",
       }));
-      if (wide > 3 * f) drawing.append(label(x + wide / 2, y + tall / 2 + 0.36 * f, fixed(2)(amount), "middle"));
+      if (wide > 3 * f) drawing.append(label(x + wide / 2, y + tall / 2 + 0.36 * f, fixed(2)(amount), "middle", { "font-size": 0.88 * f }));
     });
   });
   drawing.append(svg("rect", {

@@ -123,10 +123,12 @@ function fillLens(table, state) {
   for (const cell of table.querySelectorAll("td.chosen")) {
     cell.classList.remove("chosen");
     cell.tabIndex = -1;
+    cell.removeAttribute("aria-selected");
   }
   const chosen = table.tBodies[0].rows[state.layer].cells[1 + state.position - lensWindow];
   chosen.classList.add("chosen");
   chosen.tabIndex = 0;
+  chosen.setAttribute("aria-selected", "true");
   const frame = table.parentElement;
   frame.scrollLeft = chosen.offsetLeft - (frame.clientWidth - chosen.offsetWidth) / 2;
   return chosen;
@@ -157,7 +159,7 @@ function describeLens(element, state) {
   const { "lens-ids": ids, "lens-log-p": logs, "lens-entropy": entropies } = state.arrays;
   const parts = [`Layer ${layer}, after token ${position}: `];
   for (let rank = 0; rank < ids.shape[2]; rank++) {
-    parts.push(token(at(ids, layer, position, rank)), ` ${percent(Math.exp(at(logs, layer, position, rank)))}, `);
+    parts.push(token(at(ids, layer, position, rank)), ` ${percent(Math.exp(at(logs, layer, position, rank)))} · `);
   }
   element.replaceChildren(...parts, `entropy ${fixed(4)(at(entropies, layer, position))} nats.`);
 }
