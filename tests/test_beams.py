@@ -376,7 +376,10 @@ def test_options_out_of_range(model: numpy_bloom.Bloom, options: dict[str, Any],
 
 def test_going_on_after_ctrl_c(model: numpy_bloom.Bloom) -> None:
     """At any line of the search, or of the cache: the result is the same."""
-    files = [Path(beams.__file__), Path(beams.__file__).parents[1] / "model" / "cache.py"]
+    package = Path(beams.__file__).parents[1]
+    files = [
+        package / part for part in ("generation/beams.py", "generation/seats.py", "model/cache.py")
+    ]
     options: dict[str, Any] = {"num_beams": 3, "max_new_tokens": 5, "repetition_penalty": 1.5}
     expected = found(model, PROMPT, **options)
     assert len(set(expected.token_ids)) == 5

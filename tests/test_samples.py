@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from batches import said, watch_passes
+from batches import ending, said, watch_passes
 from dials import EVERYTHING, PROMPT, model_folder
 
 import numpy_bloom
@@ -89,6 +89,18 @@ def test_a_prompt_is_computed_once(
     assert [len(one.fed) for one in passes] == [1, *[SAMPLES] * (NEW - 1), SAMPLES - 1]
     for one in passes:
         assert len(set(one.caches)) == len(one.fed)
+
+
+def test_a_prompt_whose_first_sample_ends_at_once(
+    model: Bloom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is computed once more, for all the others."""
+    first = samples(model, [PROMPT], **HOT)[0].token_ids[0]
+    with ending(model, [first]):
+        expected = samples(model, [PROMPT], **HOT)
+        passes = watch_passes(monkeypatch)
+        assert samples(model, [PROMPT], **HOT) == expected
+    assert [len(ids) for one in passes for ids in one.fed].count(len(PROMPT)) == 2
 
 
 @pytest.mark.parametrize("extra", [0, 20_000, 60_000])

@@ -99,8 +99,9 @@ class Batch:
         while self._waiting:
             text = self._waiting[0]
             text.end()  # it holds something if Ctrl-C came while it joined
-            source = text.source.cache if text.source else None
-            if source is not None and source.length == 0:  # in the next pass it has the prompt
+            if (
+                text.source is not None and text.source.length == 0
+            ):  # in the next pass it has the prompt
                 return
             if self._active and tokens >= PASS_TOKENS:
                 return

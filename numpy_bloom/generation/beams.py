@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -12,8 +12,8 @@ from numpy_bloom.errors import OptionError, check_whole
 from numpy_bloom.generation.continuation import Continuation, PassStats, Token
 from numpy_bloom.generation.loop import Generation
 from numpy_bloom.generation.sampling import SamplingOptions, penalize_repetition
+from numpy_bloom.generation.seats import Seat, seated
 from numpy_bloom.generation.text import TextStream
-from numpy_bloom.model.cache import KVCache
 from numpy_bloom.model.model import Model, check_finite
 from numpy_bloom.weights.dtypes import Floats
 
@@ -175,52 +175,6 @@ def log_softmax(logits: Floats) -> Floats:
     return below_top - np.float32(np.log(np.exp(below_top).sum()))
 
 
-@dataclass(eq=False)
-class _Seat:
-    """A cache, and the text whose keys and values it holds; there may be more in it."""
-
-    cache: KVCache
-    text: list[int] = field(default_factory=list)
-
-    def holds(self, text: list[int]) -> bool:
-        return self.text[: len(text)] == text
-
-
-def _seated(seats: list[_Seat], texts: list[list[int]]) -> list[_Seat]:
-    """Give each text a seat that holds it.
-
-    A text that a seat holds stays there. Where several stem from one, the others take seats whose
-    texts nobody follows any more, and what those do not have in common with them is copied. What
-    is needed is never written over, so after an interruption the same can be done again.
-
-    Args:
-        seats: at least as many as texts; for each text one of them holds it.
-    """
-    free = list(seats)
-    result: list[_Seat | None] = []
-    for text in texts:
-        seat = next((seat for seat in free if seat.holds(text)), None)
-        if seat is not None:
-            free.remove(seat)
-        result.append(seat)
-    staying = [seat for seat in result if seat is not None]
-    for place, text in enumerate(texts):
-        if result[place] is None:
-            source = next(seat for seat in staying if seat.holds(text))
-            seat = max(free, key=lambda seat: _common(seat.text, text))
-            free.remove(seat)
-            seat.cache.copy_prefix(source.cache, len(text), _common(seat.text, text))
-            seat.text = text
-            result[place] = seat
-    return [seat for seat in result if seat is not None]
-
-
-def _common(a: list[int], b: list[int]) -> int:
-    """How many tokens two texts have in common from their beginning."""
-    pairs = enumerate(zip(a, b, strict=False))
-    return next((place for place, (x, y) in pairs if x != y), min(len(a), len(b)))
-
-
 class BeamSearch(Generation):
     """The best continuation of one prompt that a beam search finds.
 
@@ -246,45 +200,45 @@ class BeamSearch(Generation):
     def __init__(
         self, model: Model, prompt_token_ids: list[int], text: TextStream, options: BeamOptions
     ) -> None:
-        self.prompt_token_ids = prompt_token_ids
+        super().__init__(
+            Continuation(
+                prompt_token_ids,
+                max_new_tokens=options.max_new_tokens,
+                eos_token_ids=options.eos_token_ids,
+                text=text,
+                sampling=SamplingOptions(),
+                seed=(),
+            )
+        )
         self.score: float | None = None
         self._model = model
         self._options = options
-        self._continuation = self._best = Continuation(
-            prompt_token_ids,
-            max_new_tokens=options.max_new_tokens,
-            eos_token_ids=options.eos_token_ids,
-            text=text,
-            sampling=SamplingOptions(),
-            seed=(),
-        )
         self._beams = START
         count = options.num_beams
         caches = model.prepare(
-            cache_tokens=[self._best.cache_tokens] * count,
+            cache_tokens=[self._continuation.cache_tokens] * count,
             pass_tokens=max(len(prompt_token_ids), count),
             logit_rows=count,
         )
-        self._seats = [_Seat(cache) for cache in caches]
+        self._seats = [Seat(cache) for cache in caches]
 
-    def __next__(self) -> Token:
+    def _next_token(self) -> Token | None:
         while not is_over(self._beams, self._options):
             self._step()
-        if self._best.finish_reason is None:
+        text = self._continuation
+        if text.finish_reason is None:
             best = self._beams.ended[0]
             self.score = float(best.score)
             self._seats = []
-            self._best.add(list(zip(best.token_ids, best.logprobs, strict=True)))
-        if not self._best.is_ready:
-            raise StopIteration
-        return self._best.take_token()
+            text.add(list(zip(best.token_ids, best.logprobs, strict=True)))
+        return text.take_token() if text.is_ready else None
 
     def _step(self) -> None:
         """Make one pass. If it is cut short by Ctrl-C, it can be repeated."""
         start, read = time.perf_counter(), self._model.stream.bytes_read
         texts = [self.prompt_token_ids + beam.token_ids for beam in self._beams.running]
         fed = len(texts[0]) if self._beams is START else 1  # tokens of each
-        seats = _seated(self._seats, [text[:-fed] for text in texts])
+        seats = seated(self._seats, [text[:-fed] for text in texts])
         for seat, text in zip(seats, texts, strict=True):
             seat.cache.length = len(text) - fed
         logits = self._model.run(
@@ -296,7 +250,7 @@ class BeamSearch(Generation):
         for seat, text in zip(seats, texts, strict=True):
             seat.text = text
         self._beams = beams
-        self._best.passes.append(
+        self._continuation.passes.append(
             PassStats(
                 time.perf_counter() - start,
                 self._model.stream.bytes_read - read,

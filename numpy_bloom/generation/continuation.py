@@ -64,7 +64,7 @@ class Continuation:
         seed: the draw at each place of the text depends on these numbers and that place alone.
         drafter: guesses; none by default.
         draft_tokens: most that are guessed at a time.
-        source: another continuation of the same prompt, whose keys and values of it can be taken.
+        sources: others of the same prompt that come before it, whose keys and values it can take.
         kept: its file, if it is to have one. The tokens that are there already are `ready` at once.
 
     Attributes:
@@ -86,7 +86,7 @@ class Continuation:
         seed: Sequence[int],
         drafter: Drafter | None = None,
         draft_tokens: int = 0,
-        source: "Continuation | None" = None,
+        sources: "Sequence[Continuation]" = (),
         kept: Kept | None = None,
     ) -> None:
         self.prompt_token_ids = prompt_token_ids
@@ -95,7 +95,7 @@ class Continuation:
         self._taken = 0
         self.cache: KVCache | None = None
         self.passes: list[PassStats] = []
-        self.source = source
+        self._sources = sources
         self._max_new_tokens = max_new_tokens
         self._eos_token_ids = eos_token_ids
         self._text = text
@@ -132,7 +132,6 @@ class Continuation:
         return self._taken < len(self._said)
 
     def take_token(self) -> Token:
-        """Take that token."""
         self._taken += 1
         return self._said[self._taken - 1].token
 
@@ -158,9 +157,14 @@ class Continuation:
         return 1 + self.most_guesses * self.drafter.rows
 
     @property
+    def source(self) -> KVCache | None:
+        """Where the keys and values of its prompt are, or come with the next pass."""
+        return next((text.cache for text in self._sources if text.cache is not None), None)
+
+    @property
     def known_tokens(self) -> int:
         """Tokens whose keys and values are there before its first pass."""
-        if self.source is not None and self.source.cache is not None:
+        if self.source is not None:
             return len(self.prompt_token_ids) - 1  # the last one's logits are wanted
         return 0 if self._kept is None else self._kept.tokens
 
@@ -170,8 +174,8 @@ class Continuation:
         Raises:
             NumpyBloomError: the file is damaged, or another one cannot be written.
         """
-        if self.source is not None and self.source.cache is not None:
-            cache.copy_prefix(self.source.cache, self.known_tokens)
+        if self.source is not None:
+            cache.copy_prefix(self.source, self.known_tokens)
         elif self._kept is not None:
             self._kept.begin(cache)
         self.cache = cache

@@ -1,5 +1,6 @@
 """A continuation as its user sees it: tokens one by one, and what they took."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -35,23 +36,23 @@ class Stats:
     peak_memory_bytes: int
 
 
-class Generation(Iterator[Token]):
+class Generation(Iterator[Token], ABC):
     """The new tokens of one prompt, computed as they are asked for.
-
-    Other prompts of the same batch go on with each pass, and keep their tokens until they are
-    asked for.
 
     Attributes:
         prompt_token_ids: the prompt.
     """
 
-    def __init__(self, batch: Batch, continuation: Continuation) -> None:
+    def __init__(self, continuation: Continuation) -> None:
         self.prompt_token_ids = continuation.prompt_token_ids
-        self._batch = batch
         self._continuation = continuation
 
+    @abstractmethod
+    def _next_token(self) -> Token | None:
+        """The next token; None if there is none."""
+
     def __next__(self) -> Token:
-        token = self._batch.next_token(self._continuation)
+        token = self._next_token()
         if token is None:
             raise StopIteration
         return token
@@ -92,3 +93,15 @@ class Generation(Iterator[Token]):
             weight_bytes_read=sum(one.bytes_read for one in passes),
             peak_memory_bytes=peak_memory_bytes(),
         )
+
+
+class GenerationInBatch(Generation):
+    """Other prompts of the same batch go on with each pass, and keep their tokens until they are
+    asked for."""
+
+    def __init__(self, batch: Batch, continuation: Continuation) -> None:
+        super().__init__(continuation)
+        self._batch = batch
+
+    def _next_token(self) -> Token | None:
+        return self._batch.next_token(self._continuation)

@@ -9,7 +9,7 @@ from numpy_bloom.generation.batch import Batch
 from numpy_bloom.generation.continuation import Continuation
 from numpy_bloom.generation.drafts import Drafter
 from numpy_bloom.generation.kept import Kept
-from numpy_bloom.generation.loop import Generation
+from numpy_bloom.generation.loop import Generation, GenerationInBatch
 from numpy_bloom.generation.sampling import SamplingOptions
 from numpy_bloom.generation.text import TextStream
 from numpy_bloom.model.forward import TokenIds
@@ -54,13 +54,13 @@ def start(
                 seed=[seed, number],
                 drafter=drafter,
                 draft_tokens=draft_tokens,
-                source=continuations[first] if number > first else None,
+                sources=continuations[first:],
                 kept=kept,
             )
         )
     going_on = [text for text in continuations if text.finish_reason is None]
     batch = Batch(model, going_on)
-    return [Generation(batch, continuation) for continuation in continuations]
+    return [GenerationInBatch(batch, continuation) for continuation in continuations]
 
 
 def random_seed(seed: int | None = None) -> int:
