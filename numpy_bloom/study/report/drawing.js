@@ -72,8 +72,10 @@ function sheet(figure, height, most = Infinity) {
 const KEPT = ["fill", "fill-opacity", "stroke", "stroke-width", "stroke-dasharray",
   "stroke-linejoin", "font-family", "font-size", "font-weight", "shape-rendering"];
 
+const MARGIN = 12;
+
 /** A file of the drawing alone, with the colours that it has now. */
-function standalone(drawing) {
+function standalone(drawing, title) {
   const copy = drawing.cloneNode(true);
   const originals = drawing.querySelectorAll("*");
   copy.querySelectorAll("*").forEach((element, i) => {
@@ -82,12 +84,15 @@ function standalone(drawing) {
     element.removeAttribute("class");
   });
   const paper = getComputedStyle(drawing.closest("section")).backgroundColor;
-  copy.prepend(svg("rect", { width: "100%", height: "100%", fill: paper }));
+  const { width, height } = drawing.viewBox.baseVal;
+  const size = { width: width + 2 * MARGIN, height: height + 2 * MARGIN };
+  fill(copy, { ...size, viewBox: `${-MARGIN} ${-MARGIN} ${size.width} ${size.height}` }, []);
+  copy.prepend(svg("title", {}, title), svg("rect", { x: -MARGIN, y: -MARGIN, ...size, fill: paper }));
   return new XMLSerializer().serializeToString(copy);
 }
 
 function save(drawing, title) {
-  const url = URL.createObjectURL(new Blob([standalone(drawing)], { type: "image/svg+xml" }));
+  const url = URL.createObjectURL(new Blob([standalone(drawing, title)], { type: "image/svg+xml" }));
   const name = title.toLowerCase().replace(/[^a-z0-9]+/g, "-").replace(/^-|-$/g, "");
   html("a", { href: url, download: `${name}.svg` }).click();
   setTimeout(() => URL.revokeObjectURL(url), 1000);
