@@ -40,13 +40,15 @@ function at(array, ...indices) {
 function partsAt(arrays, position) {
   const blocks = [...Array(L).keys()];
   const embedding = at(arrays["parts-embedding"], position);
-  const heads = blocks.map((i) => facts.slopes.map((_, head) => at(arrays["parts-heads"], position, i, head)));
+  const heads = blocks.map((i) =>
+    facts.slopes.map((_, head) => at(arrays["parts-heads"], position, i, head)));
   const biases = blocks.map((i) => at(arrays["parts-biases"], position, i));
   const mlps = blocks.map((i) => at(arrays["parts-mlps"], position, i));
   const finalBias = at(arrays["parts-final-bias"], position);
   const sum = [embedding, ...heads.flat(), ...biases, ...mlps, finalBias].reduce((a, b) => a + b);
   const token = at(arrays["next-ids"], position, 0);
-  return { token, embedding, heads, biases, mlps, finalBias, sum, logit: at(arrays["parts-logit"], position) };
+  const logit = at(arrays["parts-logit"], position);
+  return { token, embedding, heads, biases, mlps, finalBias, sum, logit };
 }
 
 const labelOf = (tokenId) => facts.labels[tokenId];

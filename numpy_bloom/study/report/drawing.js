@@ -51,10 +51,13 @@ function show(figure, drawing, title, caption) {
   if (old) {
     old.replaceWith(drawing);
     figure.querySelector("figcaption span").textContent = caption;
-    figure.querySelector("button").onclick = () => save(drawing, title);
+    const button = figure.querySelector("button");
+    button.setAttribute("aria-label", `Save as SVG: ${title}`);
+    button.onclick = () => save(drawing, title);
     return;
   }
-  const button = html("button", { type: "button", "aria-label": `Save as SVG: ${title}` }, "Save SVG");
+  const button = html("button", { type: "button" }, "Save SVG");
+  button.setAttribute("aria-label", `Save as SVG: ${title}`);
   button.onclick = () => save(drawing, title);
   figure.append(drawing, html("figcaption", {}, html("span", {}, caption), button));
 }
@@ -87,12 +90,14 @@ function standalone(drawing, title) {
   const { width, height } = drawing.viewBox.baseVal;
   const size = { width: width + 2 * MARGIN, height: height + 2 * MARGIN };
   fill(copy, { ...size, viewBox: `${-MARGIN} ${-MARGIN} ${size.width} ${size.height}` }, []);
-  copy.prepend(svg("title", {}, title), svg("rect", { x: -MARGIN, y: -MARGIN, ...size, fill: paper }));
+  const ground = svg("rect", { x: -MARGIN, y: -MARGIN, ...size, fill: paper });
+  copy.prepend(svg("title", {}, title), ground);
   return new XMLSerializer().serializeToString(copy);
 }
 
 function save(drawing, title) {
-  const url = URL.createObjectURL(new Blob([standalone(drawing, title)], { type: "image/svg+xml" }));
+  const file = new Blob([standalone(drawing, title)], { type: "image/svg+xml" });
+  const url = URL.createObjectURL(file);
   const name = title.toLowerCase().replace(/[^a-z0-9]+/g, "-").replace(/^-|-$/g, "");
   html("a", { href: url, download: `${name}.svg` }).click();
   setTimeout(() => URL.revokeObjectURL(url), 1000);

@@ -1,5 +1,7 @@
 // The figures. Each function draws into its <figure> what the state says.
 
+const BOLD = { "font-weight": 600 };
+
 /** The architecture from the token to the next one, with the norms of the chosen block. */
 function drawPath(figure, state, norms) {
   const f = fontSize();
@@ -8,6 +10,7 @@ function drawPath(figure, state, norms) {
   const width = drawing.viewBox.baseVal.width;
   const x = Math.max(7 * f, 0.24 * width); // of the residual stream
   const side = x + 3.2 * f; // where the boxes of both halves begin
+  const bend = side + 1.5 * f; // where their branches turn
   const boxWidth = width - side - 1.2 * f;
   const norm = (name) => {
     const index = facts.stages.findIndex((stage) => stage.name === name);
@@ -33,7 +36,7 @@ function drawPath(figure, state, norms) {
     label(x - f, y + 0.95 * f, norm(name), "end"),
   ];
   const half = (y, names, title, shape) => [
-    line([[x, y], [side + 1.5 * f, y], [side + 1.5 * f, y + 3 * step], [x + 0.7 * f, y + 3 * step]], "branch"),
+    line([[x, y], [bend, y], [bend, y + 3 * step], [x + 0.7 * f, y + 3 * step]], "branch"),
     ...box(y + step, names[0], "T H"),
     ...box(y + 2 * step, title, shape),
     arrow(x + 0.8 * f, y + 3 * step, -1),
@@ -42,12 +45,14 @@ function drawPath(figure, state, norms) {
   ];
   const top = 3.4 * step;
   const { H, V } = facts.sizes;
+  const chosen = facts.tokens[state.position];
   const next = at(state.arrays["next-ids"], state.position, 0);
+  const logP = at(state.arrays["next-log-p"], state.position, 0);
   drawing.append(
     svg("rect", { x: 0.5, y: top, width: width - 1, height: 10.1 * step, rx: 8, class: "frame" }),
-    label(width - 0.8 * f, top + 1.5 * f, `block ${state.block}, one of ${L}`, "end", { "font-weight": 600 }),
+    label(width - 0.8 * f, top + 1.5 * f, `block ${state.block}, one of ${L}`, "end", BOLD),
     line([[x, 0.7 * step], [x, 17.5 * step]], "stream"),
-    label(x, 0.45 * step, `${shortLabel(facts.tokens[state.position], 16)}  token ${facts.tokens[state.position]}`, "start"),
+    label(x, 0.45 * step, `${shortLabel(chosen, 16)}  token ${chosen}`),
     ...onStream(1.4 * step, "word embeddings", `V ${whole(V)} → H ${whole(H)}`),
     ...onStream(2.6 * step, "layer norm", "T H"),
     ...value(top + 0.9 * step, "resid_pre"),
@@ -59,7 +64,7 @@ function drawPath(figure, state, norms) {
     ...onStream(15.6 * step, "lm_head", `H → V ${whole(V)}`),
     ...onStream(16.8 * step, "softmax", "T V"),
     arrow(x, 17.9 * step, 0),
-    label(x, 18.6 * step, `${shortLabel(next, 16)}  ${percent(Math.exp(at(state.arrays["next-log-p"], state.position, 0)))}`),
+    label(x, 18.6 * step, `${shortLabel(next, 16)}  ${percent(Math.exp(logP))}`),
   );
   show(figure, drawing, `Path of token ${state.position} through block ${state.block}`,
     `Numbers are norms at token ${state.position}. T = ${T} tokens, H = ${H}, N = ${N} heads.`);
@@ -76,34 +81,46 @@ function drawAttention(figure, state, pattern) {
   const drawing = sheet(figure, (width) => width + 4 * f, 48 * f);
   const width = drawing.viewBox.baseVal.width;
   const cell = (width - margin - 2) / T;
+  const size = cell.toFixed(2);
   const paths = Array.from({ length: LEVELS + 1 }, () => []);
   for (let query = 0; query < T; query++) {
     for (let key = 0; key <= query; key++) {
       const level = Math.round(LEVELS * opacity(share(pattern, state.head, query, key)));
-      paths[level].push(`M${(margin + key * cell).toFixed(2)} ${(margin + query * cell).toFixed(2)}h${cell.toFixed(2)}v${cell.toFixed(2)}h${(-cell).toFixed(2)}z`);
+      const corner = `${(margin + key * cell).toFixed(2)} ${(margin + query * cell).toFixed(2)}`;
+      paths[level].push(`M${corner}h${size}v${size}h-${size}z`);
     }
   }
   drawing.append(svg("path", { class: "axis", d: `M${margin} ${margin}v${T * cell}h${T * cell}` }));
   paths.forEach((cells, level) => {
     if (level && cells.length) drawing.append(svg("path", {
-      d: cells.join(""), class: "amount", "fill-opacity": level / LEVELS, "shape-rendering": "crispEdges",
+      d: cells.join(""),
+      class: "amount",
+      "fill-opacity": level / LEVELS,
+      "shape-rendering": "crispEdges",
     }));
   });
   const every = Math.ceil((1.15 * f) / cell);
   for (let i = 0; i < T; i++) {
     if (i % every && i !== state.position) continue;
-    const weight = i === state.position ? 700 : 400;
+    const weight = i === state.position ? BOLD : {};
     const middle = margin + (i + 0.5) * cell + 0.36 * f;
     const most = Math.max(3, Math.floor(margin / (0.62 * f)));
     const text = shortLabel(facts.tokens[i], most);
     if (i !== state.position && Math.abs(i - state.position) < every) continue;
     drawing.append(
-      label(margin - 0.4 * f, middle, text, "end", { "font-weight": weight }),
-      label(0, 0, text, "start", { "font-weight": weight, transform: `translate(${middle} ${margin - 0.4 * f}) rotate(-90)` }),
+      label(margin - 0.4 * f, middle, text, "end", weight),
+      label(0, 0, text, "start", {
+        ...weight,
+        transform: `translate(${middle} ${margin - 0.4 * f}) rotate(-90)`,
+      }),
     );
   }
   drawing.append(svg("rect", {
-    x: margin, y: margin + state.position * cell, width: (state.position + 1) * cell, height: cell, class: "chosen",
+    x: margin,
+    y: margin + state.position * cell,
+    width: (state.position + 1) * cell,
+    height: cell,
+    class: "chosen",
     "stroke-width": Math.min(1.5, cell / 3),
   }));
   drawLegend(drawing, margin, margin + T * cell + 1.2 * f, Math.min(16 * f, T * cell), f);
@@ -113,7 +130,8 @@ function drawAttention(figure, state, pattern) {
     if (query >= 0 && query < T) choose({ position: query });
   });
   show(figure, drawing, `Attention of block ${state.block}, head ${state.head}`,
-    `Block ${state.block}, head ${state.head}: ALiBi slope ${state.slope}. Queries down, keys across.`);
+    `Block ${state.block}, head ${state.head}: ALiBi slope ${state.slope}. ` +
+    "Queries down, keys across.");
 }
 
 function drawLegend(drawing, x, y, width, f) {
@@ -138,7 +156,7 @@ function ticks(most) {
   return Array.from({ length: count + 1 }, (_, i) => Number((i * step).toPrecision(6)));
 }
 
-/** Lines over the layers. `series` are {name, kind, first, values}; the first is ringed at a layer. */
+/** Lines over the layers. `series` are {name, kind, first, values}, from layer `first` on. */
 function drawLines(figure, title, caption, yTitle, series) {
   const f = fontSize();
   const drawing = sheet(figure, (width) => Math.min(24 * f, 0.62 * width + 5 * f));
@@ -156,7 +174,8 @@ function drawLines(figure, title, caption, yTitle, series) {
   }
   const every = Math.ceil(((L + 1) * 2.2 * f) / (width - left - right));
   for (let layer = 0; layer <= L; layer += every) {
-    drawing.append(label(xOf(layer), height - bottom + 1.4 * f, String(layer), "middle", { class: "soft" }));
+    const below = height - bottom + 1.4 * f;
+    drawing.append(label(xOf(layer), below, String(layer), "middle", { class: "soft" }));
   }
   drawing.append(
     label(0, f, yTitle, "start", { class: "soft" }),
@@ -183,31 +202,44 @@ function drawAttribution(figure, state, parts) {
   const tall = Math.max(0.5 * f, Math.min(3 * f, (34 * f) / L));
   const drawing = sheet(figure, top + L * tall + 2);
   const wide = (drawing.viewBox.baseVal.width - left - 2) / columns;
+  const cell = { width: 0.95 * wide, height: 0.95 * tall };
   const rows = parts.heads.map((heads, i) => [...heads, parts.biases[i], parts.mlps[i]]);
   const most = Math.max(...rows.flat().map(Math.abs));
   const every = Math.ceil((1.9 * f) / wide);
+  const narrow = wide < 2.2 * f;
   for (let j = 0; j < columns; j++) {
     const name = j < N ? (j % every ? "" : String(j)) : ["bias", "MLP"][j - N];
-    if (wide < 2.2 * f && j < N && (N + 2 - j) * wide < 4 * f) continue; // room for "MLP"
-    if (j === N && wide < 2.2 * f) continue;
-    drawing.append(label(left + (j + 0.5) * wide, f, name, j === N + 1 && wide < 2.2 * f ? "end" : "middle", { class: "soft" }));
+    if (narrow && j < N && (N + 2 - j) * wide < 4 * f) continue; // room for "MLP"
+    if (j === N && narrow) continue;
+    const anchor = j === N + 1 && narrow ? "end" : "middle";
+    const x = anchor === "end" ? left + columns * wide : left + (j + 0.5) * wide;
+    drawing.append(label(x, f, name, anchor, { class: "soft" }));
   }
   rows.forEach((row, i) => {
     const y = top + i * tall;
+    const base = y + tall / 2 + 0.36 * f; // of text
     if (i % Math.ceil((1.3 * f) / tall) === 0) {
-      drawing.append(label(left - 0.6 * f, y + tall / 2 + 0.36 * f, `block ${i}`, "end", { class: "soft" }));
+      drawing.append(label(left - 0.6 * f, base, `block ${i}`, "end", { class: "soft" }));
     }
     row.forEach((amount, j) => {
       const x = left + j * wide;
       drawing.append(svg("rect", {
-        x, y, width: 0.95 * wide, height: 0.95 * tall, "fill-opacity": 0.6 * opacity(Math.abs(amount) / most), // so that numbers stay readable
+        x,
+        y,
+        ...cell,
         class: amount < 0 ? "against" : "amount",
+        "fill-opacity": 0.6 * opacity(Math.abs(amount) / most), // so that numbers stay readable
       }));
-      if (wide > 3 * f) drawing.append(label(x + wide / 2, y + tall / 2 + 0.36 * f, fixed(2)(amount), "middle", { "font-size": 0.88 * f }));
+      if (wide < 3 * f) return;
+      const small = { "font-size": 0.88 * f };
+      drawing.append(label(x + cell.width / 2, base, fixed(2)(amount), "middle", small));
     });
   });
   drawing.append(svg("rect", {
-    x: left + state.head * wide, y: top + state.block * tall, width: 0.95 * wide, height: 0.95 * tall, class: "chosen",
+    x: left + state.head * wide,
+    y: top + state.block * tall,
+    ...cell,
+    class: "chosen",
     "stroke-width": 1.5,
   }));
   show(figure, drawing, "Direct logit attribution by head and MLP",

@@ -53,18 +53,22 @@ function drawLayers() {
   const blocks = [...Array(L).keys()];
   const layers = [...Array(L + 1).keys()];
   const norms = (name) => blocks.map((i) => at(arrays.norms, i, index(name), position));
+  const stream = [norms("resid_pre")[0], ...norms("resid_post")];
   drawLines($("norms"), `Norms at token ${position} by layer`,
-    `At token ${position}: the residual stream, and what each half of the block before adds to it.`, "norm", [
-      { name: "stream", kind: "first", first: 0, values: [norms("resid_pre")[0], ...norms("resid_post")] },
+    `At token ${position}: the residual stream, and what each half of the block before adds.`,
+    "norm", [
+      { name: "stream", kind: "first", first: 0, values: stream },
       { name: "attention", kind: "second", first: 1, values: norms("attn_out") },
       { name: "MLP", kind: "third", first: 1, values: norms("mlp_out") },
     ]);
   const entropy = (i) => layers.map((layer) => at(arrays["lens-entropy"], layer, i));
   const all = [...Array(T).keys()].map(entropy);
+  const mean = layers.map((layer) => all.reduce((sum, e) => sum + e[layer], 0) / T);
   drawLines($("entropy"), `Entropy at token ${position} by layer`,
-    "Of the logit lens; knowing nothing would be ln V = " + `${fixed(2)(Math.log(facts.sizes.V))} nats.`, "entropy, nats", [
+    `Of the logit lens; knowing nothing would be ln V = ${fixed(2)(Math.log(facts.sizes.V))} nats.`,
+    "entropy, nats", [
       { name: "this token", kind: "first", first: 0, values: all[position] },
-      { name: "mean of all", kind: "third", first: 0, values: layers.map((layer) => all.reduce((sum, e) => sum + e[layer], 0) / T) },
+      { name: "mean of all", kind: "third", first: 0, values: mean },
     ]);
 }
 
@@ -94,9 +98,11 @@ async function start() {
   const { H, V } = facts.sizes;
   $("text").textContent = facts.text || facts.tokens.join(" ");
   $("text").classList.toggle("long", facts.text.length > 160);
-  $("summary").textContent = `${T} tokens through ${L} blocks of ${N} heads, ${whole(H)} wide, to a ` +
-    `vocabulary of ${whole(V)}. Every number on this page is the trace's.`;
-  for (const element of document.querySelectorAll("[data-size]")) element.textContent = whole(facts.sizes[element.dataset.size]);
+  $("summary").textContent = `${T} tokens through ${L} blocks of ${N} heads, ${whole(H)} wide, ` +
+    `to a vocabulary of ${whole(V)}. Every number on this page is the trace's.`;
+  for (const element of document.querySelectorAll("[data-size]")) {
+    element.textContent = whole(facts.sizes[element.dataset.size]);
+  }
   for (const name of facts.arrays) state.arrays[name] = await unpack(name);
   options($("position"), facts.tokens.map((id, i) => `${i}  ${shortLabel(id, 16)}`));
   options($("block"), [...Array(L).keys()].map(String));

@@ -4,23 +4,28 @@
 function fillTable(table, heads, rows, { numbers = [], chosen = -1, foot = [] } = {}) {
   const kind = (i) => (numbers.includes(i) ? { class: "number" } : {});
   const line = (row, number) => html("tr", number === chosen ? { class: "chosen" } : {},
-    ...row.map((cell, i) => (i ? html("td", kind(i), cell) : html("th", { scope: "row", ...kind(0) }, cell))));
-  const head = html("tr", {}, ...heads.map((text, i) => html("th", { scope: "col", ...kind(i) }, text)));
+    ...row.map((cell, i) => html(i ? "td" : "th", { scope: i ? null : "row", ...kind(i) }, cell)));
+  const head = html("tr", {},
+    ...heads.map((text, i) => html("th", { scope: "col", ...kind(i) }, text)));
   table.replaceChildren(html("thead", {}, head), html("tbody", {}, ...rows.map(line)));
   if (foot.length) table.append(html("tfoot", {}, ...foot.map((row) => line(row, -2))));
 }
 
-const bar = (part) => html("span", { class: "bar", "aria-hidden": "true" }, html("i", { style: `width:${100 * part}%` }));
+const bar = (part) =>
+  html("span", { class: "bar", "aria-hidden": "true" },
+    html("i", { style: `width:${100 * part}%` }));
 
 function buildTokens(group) {
   group.dir = facts.rightToLeft ? "rtl" : "ltr";
-  const buttons = facts.tokens.map((id, i) => html("button", { title: `token ${i}, id ${id}` }, token(id)));
+  const buttons = facts.tokens.map((id, i) =>
+    html("button", { title: `token ${i}, id ${id}` }, token(id)));
   radios(group, "position", buttons, facts.rightToLeft ? -1 : 1);
 }
 
 function buildHeads(group) {
-  const buttons = facts.slopes.map((slope, i) => html("button",
-    { title: `head ${i}, slope ${slope.toPrecision(3)}` }, html("canvas", { width: T, height: T }), String(i)));
+  const buttons = facts.slopes.map((slope, i) =>
+    html("button", { title: `head ${i}, slope ${slope.toPrecision(3)}` },
+      html("canvas", { width: T, height: T }), String(i)));
   radios(group, "head", buttons);
 }
 
@@ -31,7 +36,8 @@ function drawHeads(group, pattern) {
     const pixels = new ImageData(T, T);
     for (let query = 0; query < T; query++) {
       for (let key = 0; key <= query; key++) {
-        pixels.data.set([red, green, blue, 255 * opacity(share(pattern, head, query, key))], 4 * (query * T + key));
+        const alpha = 255 * opacity(share(pattern, head, query, key));
+        pixels.data.set([red, green, blue, alpha], 4 * (query * T + key));
       }
     }
     button.firstChild.getContext("2d").putImageData(pixels, 0, 0);
@@ -45,7 +51,8 @@ function check(group, number) {
     button.tabIndex = i === number ? 0 : -1;
   });
   const chosen = group.children[number];
-  group.scrollTop = chosen.offsetTop - group.offsetTop - (group.clientHeight - chosen.offsetHeight) / 2;
+  const room = group.clientHeight - chosen.offsetHeight;
+  group.scrollTop = chosen.offsetTop - group.offsetTop - room / 2;
 }
 
 /** Radio buttons that set `state[name]`: arrow keys, Home and End move through them. */
@@ -57,7 +64,9 @@ function radios(group, name, buttons, forward = 1) {
     button.onclick = () => choose({ [name]: i });
   });
   group.append(...buttons);
-  const moves = { ArrowRight: forward, ArrowLeft: -forward, ArrowDown: 1, ArrowUp: -1, Home: -last, End: last };
+  const moves = {
+    ArrowRight: forward, ArrowLeft: -forward, ArrowDown: 1, ArrowUp: -1, Home: -last, End: last,
+  };
   group.addEventListener("keydown", (event) => {
     const move = moves[event.key];
     if (move === undefined) return;
@@ -75,8 +84,10 @@ function fillNext(table, title, state) {
   const rows = ranks.map((rank) => {
     const id = at(ids, state.position, rank);
     const log = at(logs, state.position, rank);
-    const name = html("span", {}, token(id), id === actual ? html("span", { class: "soft" }, "  ← the text") : "");
-    return [String(rank + 1), name, bar(Math.exp(log)), percent(Math.exp(log)), fixed(4)(log), String(id)];
+    const p = Math.exp(log);
+    const note = id === actual ? html("span", { class: "soft" }, "  ← the text") : null;
+    const name = html("span", {}, token(id), note);
+    return [String(rank + 1), name, bar(p), percent(p), fixed(4)(log), String(id)];
   });
   fillTable(table, ["", "next token", "", "probability", "ln p", "id"], rows, {
     numbers: [3, 4, 5], chosen: ranks.findIndex((rank) => at(ids, state.position, rank) === actual),
@@ -84,9 +95,10 @@ function fillNext(table, title, state) {
 }
 
 function fillStages(table, state, norms) {
+  const size = (shape) => shape.split(" ").map((letter) => facts.sizes[letter]).join(" × ");
   const rows = facts.stages.map((stage, i) => [
     stage.name,
-    html("span", { title: stage.shape.split(" ").map((letter) => facts.sizes[letter]).join(" × ") }, stage.shape),
+    html("span", { title: size(stage.shape) }, stage.shape),
     fixed(4)(at(norms, state.block, i, state.position)),
     html("span", {}, stage.meaning, html("span", { class: "formula" }, stage.formula)),
   ]);
@@ -95,7 +107,8 @@ function fillStages(table, state, norms) {
 
 function fillRow(table, title, state, pattern) {
   const { position, head } = state;
-  title.replaceChildren(`What token ${position}, `, token(facts.tokens[position]), `, takes with head ${head}`);
+  const query = token(facts.tokens[position]);
+  title.replaceChildren(`What token ${position}, `, query, `, takes with head ${head}`);
   const rows = [];
   for (let key = position; key >= 0; key--) {
     const taken = share(pattern, head, position, key);
@@ -114,11 +127,13 @@ function fillLens(table, state) {
   if (lensWindow === null || (most < T && lensWindow !== first)) {
     lensWindow = first;
     const positions = [...Array(Math.min(T, most)).keys()].map((i) => first + i);
-    const heads = positions.map((i) => html("th", { scope: "col", title: `token ${i}` }, token(facts.tokens[i])));
+    const heads = positions.map((i) =>
+      html("th", { scope: "col", title: `token ${i}` }, token(facts.tokens[i])));
     const lines = [...Array(L + 1).keys()].map((layer) => html("tr", {},
       html("th", { scope: "row" }, String(layer)),
       ...positions.map((position) => lensCell(state, layer, position))));
-    table.replaceChildren(html("thead", {}, html("tr", {}, html("th", { scope: "col" }, "layer"), ...heads)), html("tbody", {}, ...lines));
+    const head = html("tr", {}, html("th", { scope: "col" }, "layer"), ...heads);
+    table.replaceChildren(html("thead", {}, head), html("tbody", {}, ...lines));
   }
   for (const cell of table.querySelectorAll("td.chosen")) {
     cell.classList.remove("chosen");
@@ -137,20 +152,29 @@ function fillLens(table, state) {
 function lensCell(state, layer, position) {
   const p = Math.exp(at(state.arrays["lens-log-p"], layer, position, 0));
   const entropy = at(state.arrays["lens-entropy"], layer, position);
+  const shade = (55 * p).toFixed(1); // of full strength it would drown the text
   const cell = html("td", {
-    tabindex: -1, // of full strength the shade would drown the text
-    style: `background: color-mix(in srgb, var(--accent) ${(55 * p).toFixed(1)}%, var(--paper))`,
-  }, token(at(state.arrays["lens-ids"], layer, position, 0)), html("small", {}, `${percent(p)} · ${fixed(2)(entropy)}`));
+    tabindex: -1,
+    style: `background: color-mix(in srgb, var(--accent) ${shade}%, var(--paper))`,
+  });
+  const numbers = html("small", {}, `${percent(p)} · ${fixed(2)(entropy)}`);
+  cell.append(token(at(state.arrays["lens-ids"], layer, position, 0)), numbers);
   cell.onclick = () => choose({ layer, position });
   return cell;
 }
 
 function moveInLens(table, event) {
-  const move = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0], Home: [0, -T], End: [0, T] }[event.key];
+  const move = {
+    ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0],
+    Home: [0, -T], End: [0, T],
+  }[event.key];
   if (!move) return;
   event.preventDefault();
   const within = (x, most) => Math.min(most, Math.max(0, x));
-  choose({ layer: within(state.layer + move[0], L), position: within(state.position + move[1], T - 1) });
+  choose({
+    layer: within(state.layer + move[0], L),
+    position: within(state.position + move[1], T - 1),
+  });
   fillLens(table, state).focus();
 }
 
@@ -159,18 +183,21 @@ function describeLens(element, state) {
   const { "lens-ids": ids, "lens-log-p": logs, "lens-entropy": entropies } = state.arrays;
   const parts = [`Layer ${layer}, after token ${position}: `];
   for (let rank = 0; rank < ids.shape[2]; rank++) {
-    parts.push(token(at(ids, layer, position, rank)), ` ${percent(Math.exp(at(logs, layer, position, rank)))} · `);
+    const p = Math.exp(at(logs, layer, position, rank));
+    parts.push(token(at(ids, layer, position, rank)), ` ${percent(p)} · `);
   }
   element.replaceChildren(...parts, `entropy ${fixed(4)(at(entropies, layer, position))} nats.`);
 }
 
 function fillParts(table, lead, position, parts) {
-  lead.replaceChildren(`After token ${position}, `, token(facts.tokens[position]), ", the likeliest next one is ", token(parts.token),
-    `. Its logit ${fixed(4)(parts.logit)} is a sum: what each part adds to the residual stream, seen along ` +
-    "this token's row of the head, the last layer norm's scale taken as it was. Blue speaks for the token, orange " +
-    `against it. All parts together: ${fixed(4)(parts.sum)}.`);
-  const sum = (numbers) => numbers.reduce((a, b) => a + b, 0);
   const n = fixed(4);
+  lead.replaceChildren(
+    `After token ${position}, `, token(facts.tokens[position]), ", the likeliest next one is ",
+    token(parts.token), `. Its logit ${n(parts.logit)} is a sum: what each part adds to the ` +
+    "residual stream, seen along this token's row of the head, the last layer norm's scale taken " +
+    "as it was. Blue speaks for the token, orange against it. All parts together: " +
+    `${n(parts.sum)}.`);
+  const sum = (numbers) => numbers.reduce((a, b) => a + b, 0);
   const rows = [["embedding", "", "", "", n(parts.embedding)]];
   parts.heads.forEach((heads, i) => {
     const [h, b, m] = [sum(heads), parts.biases[i], parts.mlps[i]];
@@ -178,17 +205,25 @@ function fillParts(table, lead, position, parts) {
   });
   rows.push(["ln_f's bias", "", "", "", n(parts.finalBias)]);
   fillTable(table, ["part", "heads", "biases", "MLP", "together"], rows, {
-    numbers: [1, 2, 3, 4], foot: [["sum", "", "", "", n(parts.sum)], ["logit", "", "", "", n(parts.logit)]],
+    numbers: [1, 2, 3, 4],
+    foot: [["sum", "", "", "", n(parts.sum)], ["logit", "", "", "", n(parts.logit)]],
   });
 }
 
 function fillBill(table, chosen) {
   const cells = ({ name, flops, weight_bytes: bytes, seconds }) => [
-    name, html("span", { title: whole(flops) }, short(flops)), html("span", { title: whole(bytes) }, `${short(bytes)}B`),
+    name,
+    html("span", { title: whole(flops) }, short(flops)),
+    html("span", { title: whole(bytes) }, `${short(bytes)}B`),
     seconds === null ? "–" : fixed(4)(seconds),
   ];
   const sum = (key) => facts.bill.reduce((total, row) => total + (row[key] ?? 0), 0);
-  const all = { name: "all", flops: sum("flops"), weight_bytes: sum("weight_bytes"), seconds: sum("seconds") };
+  const all = {
+    name: "all",
+    flops: sum("flops"),
+    weight_bytes: sum("weight_bytes"),
+    seconds: sum("seconds"),
+  };
   fillTable(table, ["part", "FLOPs", "weights", "seconds"], facts.bill.map(cells), {
     numbers: [1, 2, 3], chosen, foot: [cells(all)],
   });
