@@ -96,11 +96,11 @@ class Children:
 
 
 @pytest.mark.parametrize(("name", "replaced"), KILLED)
-def test_killed_at_every_step(
+def test_killed_at_any_step(
     folder: Path, model: Bloom, tmp_path: Path, name: str, replaced: bool
 ) -> None:
-    """More than 50 runs of each kind, some killed several times: always the same text, to the bit,
-    and no token that was handed out is lost."""
+    """At every other step, some runs several times: always the same text, to the bit, and no token
+    that was handed out is lost."""
     random.seed(name)
     file, old = tmp_path / "text", b""
     if replaced:  # a file of another text, whose beginning is taken over
@@ -114,7 +114,7 @@ def test_killed_at_every_step(
         assert steps > 50
         ends = load_file(file)["tokens"][len(PROMPT) :, 2]  # where passes ended
         assert (0 in ends) == ("guesses" in name)
-        for step in range(1, steps + 1):
+        for step in range(1 + replaced, steps + 1, 2):
             file.unlink()
             if replaced:
                 file.write_bytes(old)
