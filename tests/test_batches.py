@@ -273,7 +273,7 @@ BELOW = [path for part in ("model", "weights") for path in (PACKAGE / part).rglo
 
 @pytest.mark.parametrize(
     ("threads", "parts", "stride"),
-    [(1, JOINING, 3), (1, READING, 5), (1, LOOP, 7), (1, BELOW, 599), (2, BELOW, 599)],
+    [(1, JOINING, 1), (1, READING, 5), (1, LOOP, 7), (1, BELOW, 599), (2, BELOW, 599)],
     ids=["joining", "reading", "loop", "pass", "pass of two threads"],
 )
 def test_going_on_after_ctrl_c(
