@@ -13,7 +13,7 @@ from numpy_bloom.generation.beams import BeamOptions, BeamSearch
 from numpy_bloom.generation.continuation import Token
 from numpy_bloom.generation.drafts import PROMPT_LOOKUP, Drafter, DraftModel, PromptLookup
 from numpy_bloom.generation.kept import keep, resume
-from numpy_bloom.generation.loop import Generation
+from numpy_bloom.generation.loop import Generation, GenerationInBatch
 from numpy_bloom.generation.sampling import SamplingOptions
 from numpy_bloom.generation.start import random_seed, start
 from numpy_bloom.generation.text import TextStream, stop_texts
@@ -56,7 +56,7 @@ def load(
 class Bloom(TextModel):
     """An opened BLOOM: what `TextModel` has, and ways to continue texts."""
 
-    def generate(self, prompt: str | npt.ArrayLike, **options: Any) -> Generation:
+    def generate(self, prompt: str | npt.ArrayLike, **options: Any) -> GenerationInBatch:
         """Continue a prompt, token by token.
 
         Args:
@@ -92,7 +92,7 @@ class Bloom(TextModel):
         draft_tokens: int = 8,
         prompt_cache: str | Path | None = None,
         ignore_damaged_cache: bool = False,
-    ) -> list[Generation]:
+    ) -> list[GenerationInBatch]:
         """Continue several prompts together: each pass over the weights serves all of them.
 
         Args:

@@ -57,10 +57,6 @@ class Generation(Iterator[Token], ABC):
             raise StopIteration
         return token
 
-    def watch(self, tap: Tap) -> None:
-        """Show the stages of all passes to come to an onlooker, in place of the one before."""
-        self._batch.tap = tap
-
     @property
     def token_ids(self) -> list[int]:
         """The new tokens so far; an end-of-text token is among them."""
@@ -105,3 +101,7 @@ class GenerationInBatch(Generation):
 
     def _next_token(self) -> Token | None:
         return self._batch.next_token(self._continuation)
+
+    def watch(self, tap: Tap) -> None:
+        """Show the stages of all passes to come to an onlooker, in place of the one before."""
+        self._batch.tap = tap

@@ -9,7 +9,7 @@ from numpy_bloom.generation.batch import Batch
 from numpy_bloom.generation.continuation import Continuation
 from numpy_bloom.generation.drafts import Drafter
 from numpy_bloom.generation.kept import Kept
-from numpy_bloom.generation.loop import Generation, GenerationInBatch
+from numpy_bloom.generation.loop import GenerationInBatch
 from numpy_bloom.generation.sampling import SamplingOptions
 from numpy_bloom.generation.text import TextStream
 from numpy_bloom.model.forward import TokenIds
@@ -29,7 +29,7 @@ def start(
     drafters: Sequence[Drafter],
     draft_tokens: int,
     kept: Kept | None,
-) -> list[Generation]:
+) -> list[GenerationInBatch]:
     """Begin to continue some texts.
 
     Args:

@@ -7,7 +7,7 @@ import numpy as np
 
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.generation.continuation import Token
-from numpy_bloom.generation.loop import Generation
+from numpy_bloom.generation.loop import GenerationInBatch
 from numpy_bloom.model.forward import TokenIds
 from numpy_bloom.model.model import Model
 from numpy_bloom.study.capture import Arrays, Capture, Edit, check_edits, trace_bytes
@@ -136,7 +136,7 @@ def run_traced(
 
 
 def trace_steps(
-    model: Model, generation: Generation, names: str | None, most_new: int
+    model: Model, generation: GenerationInBatch, names: str | None, most_new: int
 ) -> Iterator[tuple[Token, Trace]]:
     """The new tokens of a generation, each with the trace of the pass that gave it.
 
