@@ -120,6 +120,18 @@ def test_what_cannot_be_taken_apart_is_told(model: Bloom, tmp_path: Path) -> Non
             attribution(trace)
 
 
+def test_what_is_out_of_range_is_told(model: Bloom) -> None:
+    _, trace = model.trace(IDS)
+    for position in (20, -21):
+        with pytest.raises(NumpyBloomError, match=rf"position {position} is not among the 20"):
+            attribution(trace, position)
+    for token_id in (-1, model.config.vocab_size):
+        with pytest.raises(NumpyBloomError, match=f"token id {token_id} is out of range"):
+            attribution(trace, -1, token_id)
+    with pytest.raises(NumpyBloomError, match="top is 0"):
+        logit_lens(trace, 0)
+
+
 def test_the_bill_counts_every_weight_and_every_visible_pair(model: Bloom) -> None:
     _, trace = model.trace(IDS[:7])
     *blocks, head = bill(trace)

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.errors import NumpyBloomError, check_whole
+from numpy_bloom.inputs import token_id_array
 from numpy_bloom.model.primitives import layer_norm
 from numpy_bloom.study.trace import Trace
 from numpy_bloom.weights.dtypes import Floats
@@ -59,8 +60,9 @@ def logit_lens(trace: Trace, top: int = 5) -> LogitLens:
         top: how many tokens of each layer and position.
 
     Raises:
-        NumpyBloomError: a stage is lacking, or weights cannot be read.
+        NumpyBloomError: a stage is lacking, `top` is below 1, or weights cannot be read.
     """
+    check_whole("top", top, 1)
     model = trace.model
     layers = np.stack(residual_stream(trace))  # (L + 1, T, H)
     x = layer_norm(layers, *model.parameters.ln_f, model.config.layer_norm_epsilon)
@@ -151,18 +153,22 @@ def attributions(
         token_ids: whose logits, as many. Default: the likeliest ones'.
 
     Raises:
-        NumpyBloomError: a stage is lacking, weights cannot be read, or the model's residuals begin
-            after the layer norms, so that earlier parts do not add to the stream.
+        NumpyBloomError: a stage is lacking, a position or an id is out of range, weights cannot be
+            read, or the model's residuals begin after the layer norms, so that earlier parts do not
+            add to the stream.
     """
     model, at = trace.model, list(positions)
-    config, w = model.config, model.parameters
+    config, w, tokens = model.config, model.parameters, len(trace.token_ids)
     if config.apply_residual_connection_post_layernorm:
         raise NumpyBloomError(
             "with apply_residual_connection_post_layernorm a logit is no sum over all blocks"
         )
+    outside = [position for position in at if not -tokens <= position < tokens]
+    if outside:
+        raise NumpyBloomError(f"position {outside[0]} is not among the {tokens} of the trace")
     last = _stage(trace, f"blocks.{config.num_hidden_layers - 1}.resid_post")[at]
     logits = _stage(trace, "logits")[at]
-    chosen = logits.argmax(axis=-1) if token_ids is None else np.array(token_ids)
+    chosen = logits.argmax(axis=-1) if token_ids is None else token_id_array(token_ids, config)
     deviation = np.sqrt(last.var(axis=-1, dtype=np.float64) + config.layer_norm_epsilon)
     heads, biases, mlps = [], [], []
     with model.computing():
