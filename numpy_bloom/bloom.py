@@ -192,7 +192,9 @@ class Bloom(TextModel):
         Raises:
             NumpyBloomError: as for `generate` and `trace`.
         """
-        refused = [name for name in ("draft_model", "prompt_cache") if options.get(name)]
+        refused = [
+            name for name in ("draft_model", "prompt_cache", "num_samples") if options.get(name)
+        ]
         if refused:
             raise OptionError(f"{refused[0]} cannot be given to trace_generation; leave it out")
         generation = self.generate(prompt, max_new_tokens=max_new_tokens, **options)

@@ -11,7 +11,7 @@ from numpy_bloom.command import parser, run_command, text_argument
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.study.lenses import logit_lens
 from numpy_bloom.study.report import NAMES, write_report
-from numpy_bloom.study.stages import table
+from numpy_bloom.study.stages import LATER_KEYS, local_name, table
 from numpy_bloom.study.trace import Trace
 
 
@@ -28,7 +28,8 @@ def main() -> None:
         command.error("--html shows what it shows; leave out --names")
     with load(args.model, memory=args.memory, threads=args.threads) as bloom:
         prompt = text_argument(args.prompt)
-        names = NAMES if args.html and not args.check else args.names
+        only_page = args.html and not args.check and args.folder is None
+        names = NAMES if only_page else args.names
         logits, trace = bloom.trace(prompt, names=names, folder=args.folder)
         print(_stages(trace))
         if args.names is None:
@@ -63,13 +64,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _stages(trace: Trace) -> str:
-    """Name, shape and size of the numbers of each stage; -inf is left out of the numbers."""
+    """Name, shape and size of the finite numbers of each stage, and how many are not finite."""
     lines = [f"{'stage':<28}{'shape':>16}{'mean':>11}{'deviation':>11}{'least':>11}{'most':>11}"]
     for name, array in trace.items():
         shape = " x ".join(str(size) for size in array.shape)
         numbers = array[np.isfinite(array)]
-        columns = (numbers.mean(), numbers.std(), numbers.min(), numbers.max())
-        lines.append(f"{name:<28}{shape:>16}" + "".join(f"{x:>11.4g}" for x in columns))
+        line = f"{name:<28}{shape:>16}"
+        if numbers.size:
+            columns = (numbers.mean(), numbers.std(), numbers.min(), numbers.max())
+            line += "".join(f"{x:>11.4g}" for x in columns)
+        if local_name(name) not in LATER_KEYS and numbers.size < array.size:
+            line += f"  {array.size - numbers.size} not finite"
+        lines.append(line)
     return "\n".join(lines)
 
 

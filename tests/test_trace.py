@@ -17,6 +17,7 @@ from numpy_bloom.bloom import Bloom
 from numpy_bloom.errors import NumpyBloomError, OptionError
 from numpy_bloom.model import passes
 from numpy_bloom.study import stages
+from numpy_bloom.study.lenses import attribution
 from numpy_bloom.study.stages import BY_KEYS, local_name, stage_names, stage_shape
 
 IDS = np.arange(70) * 7 % 250  # three slices of tokens
@@ -266,7 +267,18 @@ def test_a_step_that_is_something_else_is_named(model: Bloom) -> None:
     assert found.stage == "blocks.0.attn.qk"
 
 
-@pytest.mark.parametrize("option", [{"draft_model": "prompt-lookup"}, {"prompt_cache": "file"}])
+def test_float64_of_a_first_pass_whose_last_position_alone_has_logits(model: Bloom) -> None:
+    _, first = next(model.trace_generation(IDS[:9], max_new_tokens=2))
+    rows = first.diff(first, exact=True)
+    assert max(row.ours_from_exact or 0 for row in rows) < 1e-5
+    with pytest.raises(NumpyBloomError, match="logits of its last position only"):
+        attribution(first, 0)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"draft_model": "prompt-lookup"}, {"prompt_cache": "file"}, {"num_samples": 2}],
+)
 def test_options_with_which_a_token_is_no_pass_are_refused(model: Bloom, option: Any) -> None:
     with pytest.raises(OptionError, match=f"{next(iter(option))} cannot be given"):
         model.trace_generation(IDS, **option)

@@ -53,9 +53,12 @@ def test_some_stages_into_a_folder(command: Command, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("options", [[], ["--check"]])
 def test_a_page_for_a_browser(command: Command, tmp_path: Path, options: list[str]) -> None:
+    """The folder gets every array, whatever the page shows."""
     page = tmp_path / "report.html"
-    result = command(trace, PROMPT, "--html", page, *options)
+    folder = tmp_path / "trace"
+    result = command(trace, PROMPT, "--html", page, "--folder", folder, *options)
     assert result.code == 0
+    assert len(list(folder.iterdir())) == 75
     assert f"{page} written\n" in result.err
     assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
 
@@ -76,6 +79,33 @@ def test_a_stage_that_is_something_else_is_told(
     assert result.err == (
         "trace: error: blocks.1.attn.z is not what its formula makes of the stages before it\n"
     )
+
+
+def test_a_page_replaces_no_device_and_no_link(command: Command, tmp_path: Path) -> None:
+    result = command(trace, PROMPT, "--html", tmp_path)
+    assert result.code == 1
+    assert result.err == f"trace: error: {tmp_path} is no regular file; choose another\n"
+    (tmp_path / "link").symlink_to(tmp_path / "page")
+    assert command(trace, PROMPT, "--html", tmp_path / "link").code == 0
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "page").read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_numbers_that_are_not_finite_are_counted(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tap = Pass.tap
+
+    def damaged(self: Pass, name: str, array: object, rows: object = None) -> object:
+        if self.block == 3 and name == "mlp_out":
+            array = array * np.float32(np.inf)  # type: ignore[operator]
+        return tap(self, name, array, rows)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Pass, "tap", damaged)
+    result = command(trace, PROMPT, "--names", "blocks.3.mlp_out,blocks.3.attn.mask")
+    assert result.code == 0
+    assert result.out.splitlines()[-1].endswith(f"  {9 * 192} not finite")
+    assert "not finite" not in result.out.splitlines()[-2]
 
 
 def test_wrong_usage_and_bad_input(command: Command, tmp_path: Path) -> None:

@@ -12,10 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from numpy_bloom.errors import NumpyBloomError
-from numpy_bloom.study.stages import local_name
+from numpy_bloom.study.stages import AFTER_BLOCKS, local_name
 from numpy_bloom.weights.dtypes import Floats
 
 Stages = Mapping[str, Floats]
+
+LAST_ROWS = {stage.name for stage in AFTER_BLOCKS}
+"""Stages that a pass may have of its last tokens only."""
 
 HIDDEN = -1e30
 """Scores below it are masked: we write -inf, transformers the lowest float32."""
@@ -62,7 +65,7 @@ def compare(ours: Stages, other: Stages, exact: Stages | None) -> list[Differenc
             raise NumpyBloomError(f"{name} has shape {a.shape} here and {b.shape} there")
         row = Difference(name, deviation(name, a, b))
         if exact is not None:
-            best = exact[name]
+            best = exact[name][-len(a) :] if name in LAST_ROWS else exact[name]
             row = row._replace(
                 ours_from_exact=deviation(name, a, best), other_from_exact=deviation(name, b, best)
             )

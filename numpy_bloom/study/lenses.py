@@ -166,6 +166,8 @@ def attributions(
     outside = [position for position in at if not -tokens <= position < tokens]
     if outside:
         raise NumpyBloomError(f"position {outside[0]} is not among the {tokens} of the trace")
+    if len(_stage(trace, "logits")) < tokens:
+        raise NumpyBloomError("the trace has logits of its last position only; use Bloom.trace")
     last = _stage(trace, f"blocks.{config.num_hidden_layers - 1}.resid_post")[at]
     logits = _stage(trace, "logits")[at]
     chosen = logits.argmax(axis=-1) if token_ids is None else token_id_array(token_ids, config)

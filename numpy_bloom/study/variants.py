@@ -13,9 +13,14 @@ from numpy_bloom.weights.dtypes import Floats
 
 
 def ablate_head(head: int) -> Edit:
-    """An edit of `attn.z` after which one head has gathered nothing."""
+    """An edit of `attn.z`, and of no other stage, after which one head has gathered nothing.
+
+    The edit raises NumpyBloomError if there is no such head.
+    """
 
     def edit(z: Floats) -> Floats:  # (T, N, D)
+        if not 0 <= head < z.shape[1]:
+            raise NumpyBloomError(f"head is {head}; the model's are 0 to {z.shape[1] - 1}")
         z[:, head] = 0
         return z
 

@@ -46,7 +46,9 @@ def write_report(bloom: Bloom, trace: Trace, logits: Floats, path: str | Path) -
     """
     if trace.past:
         raise NumpyBloomError("the report shows a text's first pass; this trace is of a later one")
-    path = Path(path)
+    path = Path(path).resolve()  # a link stays a link
+    if path.exists() and not path.is_file():
+        raise NumpyBloomError(f"{path} is no regular file; choose another")
     aside = path.with_name(f"{path.name}.partial")
     try:
         try:
