@@ -9,7 +9,6 @@ import pytest
 from checkpoints import Checkpoint
 from conversions import converted
 from dials import in_many_pieces, model_folder
-from threads import no_deadlock
 
 import numpy_bloom
 from numpy_bloom.bloom import Bloom
@@ -105,18 +104,6 @@ def test_an_edit_of_no_stage_is_refused(model: Bloom) -> None:
 def test_a_head_that_is_not_there_is_told(model: Bloom, head: int) -> None:
     with pytest.raises(NumpyBloomError, match=f"head is {head}; the model's are 0 to 5"):
         model.variants(IDS, [{"blocks.0.attn.z": ablate_head(head)}])
-
-
-def test_an_edit_cannot_run_its_model(model: Bloom) -> None:
-    """Which would wait for itself."""
-
-    def edit(embedded: Any) -> Any:
-        model(IDS)
-        return embedded
-
-    with no_deadlock(60), pytest.raises(NumpyBloomError, match="is in a pass; an edit cannot run"):
-        model.trace(IDS, edits={"embed": edit})
-    assert model(IDS).shape == (len(IDS), model.config.vocab_size)
 
 
 # --- variants -------------------------------------------------------------------------------------

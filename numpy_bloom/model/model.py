@@ -54,8 +54,7 @@ class Model:
         self._runs: weakref.WeakKeyDictionary[Cache, tuple[int, Model | None]] = (
             weakref.WeakKeyDictionary()
         )
-        self._lock = threading.Lock()
-        self._holder: int | None = None  # the thread that has the lock
+        self._one_at_a_time = threading.Lock()
         self.close = weakref.finalize(self, store.close)
 
     def prepare(
@@ -84,7 +83,7 @@ class Model:
         """
         longest = max(longest, *cache_tokens)
         working = self.working_bytes(pass_tokens, longest, logit_rows=logit_rows)
-        with self._one_at_a_time():
+        with self._one_at_a_time:
             self._make_room(sum(cache_tokens), working, draft)
             caches = [KVCache(self.config, tokens) for tokens in cache_tokens]
             self._runs.update(dict.fromkeys(caches, (working, draft)))
@@ -116,7 +115,7 @@ class Model:
         working = beside + self.working_bytes(
             sum(lengths), max(lengths), logit_rows=logit_rows, target_rows=target_rows
         )
-        with self._one_at_a_time():
+        with self._one_at_a_time:
             self._make_room(0, working)
             caches = [OnePassCache() for _ in lengths]
             self._runs.update(dict.fromkeys(caches, (working, None)))
@@ -288,23 +287,11 @@ class Model:
         return result
 
     @contextmanager
-    def _one_at_a_time(self) -> Iterator[None]:
-        """Threads wait for each other; one that would wait for itself is told."""
-        if self._holder == threading.get_ident():
-            raise NumpyBloomError("the model is in a pass; an edit cannot run it. Load it twice")
-        with self._lock:
-            self._holder = threading.get_ident()
-            try:
-                yield
-            finally:
-                self._holder = None
-
-    @contextmanager
     def computing(self) -> Iterator[None]:
         """Within it the weights can be multiplied by, by one caller at a time."""
         # What damaged weights bring about is seen in the logits, not in warnings on the way.
         with (
-            self._one_at_a_time(),
+            self._one_at_a_time,
             self.store.computing(),
             np.errstate(invalid="ignore", over="ignore"),
         ):
