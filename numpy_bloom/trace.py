@@ -41,7 +41,10 @@ def main() -> None:
             divergence = trace.check()
             if divergence:
                 raise NumpyBloomError(f"{divergence}")
-            print("every stage is what its formula gives, bit for bit", file=sys.stderr)
+            print(
+                "each stage whose inputs are in the trace is what its formula gives, bit for bit",
+                file=sys.stderr,
+            )
 
 
 def _parser() -> argparse.ArgumentParser:

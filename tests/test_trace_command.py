@@ -25,7 +25,10 @@ def test_the_list_needs_no_model(command: Command, monkeypatch: pytest.MonkeyPat
 def test_every_stage_and_what_each_layer_would_say(command: Command) -> None:
     result = command(trace, PROMPT, "--check")
     assert result.code == 0
-    assert result.err == "every stage is what its formula gives, bit for bit\n"
+    assert (
+        result.err
+        == "each stage whose inputs are in the trace is what its formula gives, bit for bit\n"
+    )
     stages, lens = result.out.split("\n\n")
     rows = {line.split()[0]: line.split()[1:] for line in stages.splitlines()[1:]}
     assert list(rows) == stage_names(4)

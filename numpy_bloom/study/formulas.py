@@ -14,7 +14,7 @@ from numpy_bloom.model.passes import token_slices
 from numpy_bloom.model.primitives import gelu, layer_norm, softmax
 from numpy_bloom.study.stages import LATER_KEYS, local_name, stage_names
 from numpy_bloom.weights.dtypes import Floats
-from numpy_bloom.weights.linear import linear, lookup
+from numpy_bloom.weights.linear import linear, lookup, widened
 from numpy_bloom.weights.store import Matrix
 
 Multiply = Callable[[Floats, Matrix], Any]
@@ -60,9 +60,8 @@ def compute_exactly(model: Model, token_ids: TokenIds) -> dict[str, Floats]:
 def _linear_in_float64(x: Floats, weight: Matrix) -> Any:
     """x · Wᵀ (T, outputs) in float64."""
     y = np.empty((len(x), weight.shape[0]), dtype=np.float64)
-    for tile in weight.tiles():
-        y[:, tile.rows] = x @ weight.format.widen(tile.stored).astype(np.float64).T
-        tile.done()
+    for rows, numbers in widened(weight):
+        y[:, rows] = x @ numbers.astype(np.float64).T
     return y
 
 

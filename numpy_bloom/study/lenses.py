@@ -11,7 +11,7 @@ from numpy_bloom.inputs import token_id_array
 from numpy_bloom.model.primitives import layer_norm
 from numpy_bloom.study.trace import Trace
 from numpy_bloom.weights.dtypes import Floats
-from numpy_bloom.weights.linear import Multiply, for_each_tile, lookup
+from numpy_bloom.weights.linear import Multiply, for_each_tile, lookup, widened
 from numpy_bloom.weights.store import Matrix
 
 
@@ -199,9 +199,8 @@ def attributions(
 def _multiply_back(x: npt.NDArray[np.float64], weight: Matrix) -> npt.NDArray[np.float64]:
     """x · W (P, inputs): what a step along each input moves the output along x (P, outputs)."""
     y = np.zeros((len(x), weight.shape[1]))
-    for tile in weight.tiles():
-        y += x[:, tile.rows] @ weight.format.widen(tile.stored).astype(np.float64)
-        tile.done()
+    for rows, numbers in widened(weight):
+        y += x[:, rows] @ numbers.astype(np.float64)
     return y
 
 

@@ -1,6 +1,6 @@
-"""What the model does with a big matrix: multiply by it, at once or by tiles, and look up rows."""
+"""What is done with a big matrix: multiply by it, at once or by tiles, widen it, look up rows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -60,6 +60,20 @@ def for_each_tile(x: Floats, weight: Matrix, work: Callable[[slice, Multiply], o
     except BaseException:
         weight.release()  # tiles that nobody will work on
         raise
+
+
+def widened(weight: Matrix) -> Iterator[tuple[slice, Floats]]:
+    """All of W as float32, some rows at a time, for arithmetic of one's own.
+
+    Yields:
+        Which rows, and their numbers (rows, inputs), in order.
+
+    Raises:
+        NumpyBloomError: the weights cannot be read.
+    """
+    for tile in weight.tiles():
+        yield tile.rows, weight.format.widen(tile.stored)
+        tile.done()
 
 
 def lookup(weight: Matrix, ids: npt.NDArray[np.int64]) -> Floats:
