@@ -42,6 +42,7 @@ def main() -> None:
         for act in order:
             read_all(source)
             os.sync()
+            time.sleep(3)  # the disk is busy with what was removed
             seconds[act] = act(source, target)
             shutil.rmtree(target)
         (copy, _), (conversion, peak) = seconds[copied], seconds[converted]

@@ -13,6 +13,7 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from conversion.direct import DirectWriter, Written
 from conversion.durable import UNFINISHED, give_name, put, sync_folder, told
 from conversion.journal import Entry, Journal, Origin, is_whole
 from numpy_bloom.errors import NumpyBloomError
@@ -20,8 +21,6 @@ from numpy_bloom.weights.dtypes import Stored
 from numpy_bloom.weights.folder import FORMAT_VERSION, MANIFEST
 from numpy_bloom.weights.safetensors_file import Spec, header_bytes
 
-PIECES_AHEAD = 3
-"""How many pieces may wait for their checksum."""
 FILES_AHEAD = 2
 """How many files may be on their way to the disk when another one is."""
 
@@ -61,7 +60,7 @@ class FolderWriter:
         self._begun = False
         self._copied: dict[str, Entry] = {}
         self._unread: list[str] = []
-        self._hasher, self._syncer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self._writer, self._syncer = DirectWriter(), ThreadPoolExecutor(1)
         self._pending: deque[Future[None]] = deque()
 
     def __enter__(self) -> "FolderWriter":
@@ -97,7 +96,7 @@ class FolderWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._hasher.shutdown()
+        self._writer.close()
         self._syncer.shutdown()
         if kind is not None and self._begun and not self.complete:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -151,43 +150,26 @@ class FolderWriter:
         """
         unfinished = self.folder / (name + UNFINISHED)
         with told(self.folder / name):
-            handle = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
             try:
-                size, digest = self._fill(handle, _buffers(header_bytes(arrays), values))
-                while len(self._pending) > FILES_AHEAD:
-                    self._pending.popleft().result()
+                written = self._writer.write(unfinished, _pieces(header_bytes(arrays), values))
             except BaseException:
-                os.close(handle)
-                unfinished.unlink()
+                unfinished.unlink(missing_ok=True)
                 raise
-            self._pending.append(self._syncer.submit(self._complete, name, size, digest, handle))
+            self._pending.append(self._syncer.submit(self._complete, name, written))
+        while len(self._pending) > FILES_AHEAD:
+            self._pending.popleft().result()
 
-    def _fill(self, handle: int, pieces: Iterable[memoryview]) -> tuple[int, Future[str]]:
-        """Write the pieces; each is hashed while it is written and the next ones are made.
-
-        Returns:
-            Their size in bytes, and their SHA-256 when the hasher, which goes in order, is there.
-        """
-        checksum, size = hashlib.sha256(), 0
-        hashing: deque[Future[None]] = deque()
-        for piece in pieces:
-            if len(hashing) == PIECES_AHEAD:
-                hashing.popleft().result()
-            hashing.append(self._hasher.submit(checksum.update, piece))
-            size += piece.nbytes
-            while piece:
-                piece = piece[os.write(handle, piece) :]  # noqa: PLW2901
-        return size, self._hasher.submit(checksum.hexdigest)
-
-    def _complete(self, name: str, size: int, digest: Future[str], handle: int) -> None:
+    def _complete(self, name: str, written: Written) -> None:
         """Have a file and its name on disk, then a note of it."""
         path = self.folder / name
         with told(path):
             try:
-                give_name(handle, path.with_name(name + UNFINISHED), path)
+                for write in written.writes:
+                    write.result()
+                give_name(written.handle, path.with_name(name + UNFINISHED), path)
             finally:
-                os.close(handle)
-        self._journal.add(name, {"size": size, "sha256": digest.result()})
+                os.close(written.handle)
+        self._journal.add(name, {"size": written.size, "sha256": written.sha256.result()})
         self._unread.append(name)
 
     def settle(self) -> None:
@@ -290,7 +272,7 @@ def _check_ours(folder: Path) -> None:
         )
 
 
-def _buffers(beginning: bytes, values: Iterable[Stored]) -> Iterator[memoryview]:
+def _pieces(beginning: bytes, values: Iterable[Stored]) -> Iterator[memoryview]:
     yield memoryview(beginning)
     for piece in values:
         yield piece.reshape(-1).view("u1").data

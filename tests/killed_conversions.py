@@ -24,7 +24,7 @@ from typing import Any
 from conversions import snapshot
 from killed_runs import Steps
 
-from conversion import convert
+from conversion import convert, direct
 
 
 def child(folder: Path, options: dict[str, Any], last: int = 0) -> int:
@@ -32,6 +32,7 @@ def child(folder: Path, options: dict[str, Any], last: int = 0) -> int:
     process = os.fork()
     if process == 0:
         try:
+            direct.BUFFER_BYTES = 4096  # so that a file needs several
             steps = Steps(last)
             for name in ("write", "fsync", "replace", "rename", "unlink", "rmdir"):
                 steps.before(os, name)

@@ -33,7 +33,7 @@ def test_killed_at_many_steps(tmp_path: Path) -> None:
         str(SCRIPT),
         str(tmp_path),
         "steps",
-        "3",
+        "2",
         "--options",
         json.dumps(options),
     ]

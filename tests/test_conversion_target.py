@@ -13,7 +13,7 @@ import pytest
 from checkpoints import Checkpoint, stored
 from conversions import failing, refused, snapshot
 
-from conversion import convert
+from conversion import convert, direct
 from conversion.source_tensor import SourceTensor
 from conversion.writer import FolderWriter
 from numpy_bloom.errors import NumpyBloomError
@@ -113,7 +113,7 @@ INTERRUPTIONS = [
     *((os, "fsync", call, FULL) for call in range(1, 25, 3)),
     *((os, "fsync", call, KeyboardInterrupt()) for call in (1, 8)),
     *((os, "replace", call, FULL) for call in range(1, 13, 3)),
-    *((os, "write", call, FULL) for call in (1, 2, 28)),
+    *((os, "write", call, FULL) for call in (1, 2, 9)),
     (os, "rename", 1, FULL),
     (os, "rename", 1, KeyboardInterrupt()),
     (os, "mkdir", 1, FULL),
@@ -141,6 +141,7 @@ def test_interruptions(
     convert(source, tmp_path / "expected")
     expected = snapshot(tmp_path / "expected")
     shutil.rmtree(tmp_path / "expected")
+    monkeypatch.setattr(direct, "BUFFER_BYTES", 4096)  # so that a file needs several
     monkeypatch.setattr(owner, name, failing(getattr(owner, name), call, error))
     with pytest.raises((NumpyBloomError, KeyboardInterrupt)) as raised:
         convert(source, target, overwrite=True)
