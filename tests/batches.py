@@ -1,28 +1,47 @@
 """What the tests of batches share: a watch on all passes, and what each prompt says alone."""
 
+import random
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from checkpoints import Checkpoint
+from dials import EVERYTHING, in_many_pieces
+from threads import no_deadlock
 
+import numpy_bloom
 from numpy_bloom.bloom import Bloom
+from numpy_bloom.generation import batch
 from numpy_bloom.generation.loop import Generation
 from numpy_bloom.model import model as opened
 from numpy_bloom.model.cache import KVCache
 from numpy_bloom.model.config import BloomConfig
 from numpy_bloom.model.model import Model
 from numpy_bloom.model.passes import SLICE_TOKENS
+from numpy_bloom.weights.formats import base
+
+NEW = 8
 
 
 def endless(seed: int = 0, **options: Any) -> Checkpoint:
     """A random model that says this and that, and does not end a text by itself."""
     ends = {"eos_token_id": None}
     return Checkpoint(heads=3, hidden=24, lm_head="different", seed=seed, config=ends, **options)
+
+
+@contextmanager
+def many_chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Within it a small model is streamed in chunks of one tile each; and prompts are long."""
+    in_many_pieces(monkeypatch)
+    monkeypatch.setattr(base, "TILE_ELEMENTS", 2048)
+    monkeypatch.setattr(batch, "PASS_TOKENS", 24)
+    with no_deadlock(240):
+        yield
 
 
 @contextmanager
@@ -59,6 +78,32 @@ def alone(model: Bloom, prompts: Sequence[Any], **options: Any) -> list[Said]:
         list(generation)
         found.append(said(generation))
     return found
+
+
+def some_prompts(numbers: random.Random, count: int, longest: int = 40) -> list[list[int]]:
+    """Of different lengths, the shortest and the longest among them."""
+    lengths = [1, longest, *(numbers.randint(1, longest) for _ in range(count - 2))]
+    numbers.shuffle(lengths)
+    return [[numbers.randrange(4, 260) for _ in range(length)] for length in lengths]
+
+
+def to_the_end(generations: Sequence[Generation]) -> list[Said]:
+    for generation in generations:
+        for _ in generation:
+            pass
+    return [said(generation) for generation in generations]
+
+
+def needed_alone(folder: Path, threads: int, prompts: list[list[int]]) -> tuple[int, int]:
+    """Memory with which each of the prompts can be continued alone: the least, and without
+    reading."""
+    needed = 0
+    with numpy_bloom.load(folder, memory=EVERYTHING, threads=threads) as model:
+        for prompt in prompts:
+            model.generate(prompt, max_new_tokens=NEW)
+            needed = max(needed, model.model.memory_for_all)
+        stream = model.model.stream
+        return needed - stream.nbytes + stream.buffer_bytes, needed
 
 
 class Pass(NamedTuple):

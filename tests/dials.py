@@ -47,12 +47,12 @@ def in_many_pieces(monkeypatch: pytest.MonkeyPatch, dtype: str = "bfloat16") -> 
     monkeypatch.setattr(store, "CHUNK_BYTES", 4 * FORMATS[dtype].nbytes(16, 32))
 
 
-def model_folder(folder: Path, dtype: str = "bfloat16", **options: Any) -> Path:
+def model_folder(folder: Path, dtype: str = "bfloat16", *, blocks: int = 3, **options: Any) -> Path:
     """A model whose matrices are all of one format. Written under `in_many_pieces`, if int4."""
     checkpoint = Checkpoint(
         heads=4,
         hidden=32,
-        blocks=3,
+        blocks=blocks,
         dtype=dtype if dtype in FLOATING else "float32",
         lm_head="different",
         seed=7,

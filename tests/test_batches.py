@@ -2,66 +2,48 @@
 
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from batches import Said, alone, ending, said, watch_passes
-from dials import EVERYTHING, in_many_pieces, model_folder
-from interruptions import Faults, Interrupt
-from threads import no_deadlock
+from batches import (
+    NEW,
+    alone,
+    ending,
+    many_chunks,
+    needed_alone,
+    said,
+    some_prompts,
+    to_the_end,
+    watch_passes,
+)
+from dials import EVERYTHING, model_folder
 
 import numpy_bloom
 from numpy_bloom.errors import NumpyBloomError
-from numpy_bloom.generation import batch
-from numpy_bloom.generation.loop import Generation
-from numpy_bloom.model.model import Model
 
-NEW = 8
 ROW_BYTES = 64
 """Of an embedding of `model_folder`: 32 bfloat16."""
 
 
 @pytest.fixture(autouse=True)
 def many_pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    in_many_pieces(monkeypatch)
-    monkeypatch.setattr(batch, "PASS_TOKENS", 24)
-    with no_deadlock(240):
+    with many_chunks(monkeypatch):
         yield
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return model_folder(tmp_path_factory.mktemp("batches"))
+    return model_folder(tmp_path_factory.mktemp("batches"), blocks=2)
 
 
-def some_prompts(numbers: random.Random, count: int, longest: int = 40) -> list[list[int]]:
-    """Of different lengths, the shortest and the longest among them."""
-    lengths = [1, longest, *(numbers.randint(1, longest) for _ in range(count - 2))]
-    numbers.shuffle(lengths)
-    return [[numbers.randrange(4, 260) for _ in range(length)] for length in lengths]
-
-
-def to_the_end(generations: Sequence[Generation]) -> list[Said]:
-    for generation in generations:
-        for _ in generation:
-            pass
-    return [said(generation) for generation in generations]
-
-
-def needed_alone(folder: Path, threads: int, prompts: list[list[int]]) -> tuple[int, int]:
-    """Memory with which each of the prompts can be continued alone: the least, and without
-    reading."""
-    needed = 0
-    with numpy_bloom.load(folder, memory=EVERYTHING, threads=threads) as model:
-        for prompt in prompts:
-            model.generate(prompt, max_new_tokens=NEW)
-            needed = max(needed, model.model.memory_for_all)
-        stream = model.model.stream
-        return needed - stream.nbytes + stream.buffer_bytes, needed
+@pytest.fixture(scope="module")
+def three_blocks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """More weights, of which several texts can take the place."""
+    return model_folder(tmp_path_factory.mktemp("batches"), blocks=3)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -69,7 +51,7 @@ def needed_alone(folder: Path, threads: int, prompts: list[list[int]]) -> tuple[
 def test_each_says_what_it_says_alone(folder: Path, streamed: bool, threads: int) -> None:
     numbers = random.Random(threads)
     reasons: set[str | None] = set()
-    for _ in range(6):
+    for _ in range(3):
         prompts = some_prompts(numbers, numbers.randint(2, 9))
         least, resident = needed_alone(folder, threads, prompts)
         memory = numbers.randrange(least, resident) if streamed else EVERYTHING
@@ -109,17 +91,18 @@ def test_probabilities_are_those_of_each_alone(folder: Path) -> None:
 
 @pytest.mark.parametrize(("seed", "threads"), [(7, 1), (None, 3)])
 def test_joins_and_leaves_within_the_dial(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, seed: int | None, threads: int
+    three_blocks: Path, monkeypatch: pytest.MonkeyPatch, seed: int | None, threads: int
 ) -> None:
     """As many at once as fit, one if need be; and weights that one text leaves in memory stay."""
     prompts = [[number] * 12 for number in range(5, 13)]
     if seed is not None:
         prompts = some_prompts(random.Random(seed), 8)
-    least, resident = needed_alone(folder, threads, prompts)
+    least, resident = needed_alone(three_blocks, threads, prompts)
+    with numpy_bloom.load(three_blocks, threads=1) as model:
+        expected = alone(model, prompts, max_new_tokens=NEW)
     most = []
     for memory in (least, least + 30_000, least + 60_000, resident, resident + 40_000, EVERYTHING):
-        with numpy_bloom.load(folder, memory=memory, threads=threads) as model:
-            expected = alone(model, prompts, max_new_tokens=NEW)
+        with numpy_bloom.load(three_blocks, memory=memory, threads=threads) as model:
             with monkeypatch.context() as patch:
                 passes = watch_passes(patch)
                 generations = model.generate_batch(prompts, max_new_tokens=NEW)
@@ -259,89 +242,6 @@ def test_leaving_one_half_way(folder: Path) -> None:
             next(generations[0])
             del generations, generation  # with all of them, their memory is free
             assert alone(model, prompts, max_new_tokens=NEW) == expected
-
-
-# --- cut short ------------------------------------------------------------------------------------
-
-PACKAGE = Path(numpy_bloom.__file__).parent
-JOINING = [PACKAGE / "generation/batch.py"]
-LOOP = [PACKAGE / "generation" / name for name in ("loop.py", "sampling.py")]
-LOOP += [PACKAGE / "model/model.py"]
-READING = [PACKAGE / "generation" / name for name in ("continuation.py", "text.py")]
-BELOW = [path for part in ("model", "weights") for path in (PACKAGE / part).rglob("*.py")]
-
-
-@pytest.mark.parametrize(
-    ("threads", "parts", "stride"),
-    [(1, JOINING, 1), (1, READING, 5), (1, LOOP, 7), (1, BELOW, 599), (2, BELOW, 599)],
-    ids=["joining", "reading", "loop", "pass", "pass of two threads"],
-)
-def test_going_on_after_ctrl_c(
-    folder: Path, threads: int, parts: Sequence[Path], stride: int
-) -> None:
-    """Wherever it came: what was cut short is done again, and all texts are the same. There is
-    memory for one of them at a time."""
-    prompts = [[5] * 12, [6] * 12]
-    least, _ = needed_alone(folder, threads, prompts)
-    with numpy_bloom.load(folder, memory=least, threads=threads) as model:
-        expected = alone(model, prompts, max_new_tokens=2)
-        generations = model.generate_batch(prompts, max_new_tokens=2)
-        with Interrupt(0, parts) as undisturbed:
-            assert to_the_end(generations) == expected
-        assert undisturbed.lines > 20 * stride
-        interrupted = 0
-        for after in range(1, undisturbed.lines, stride):
-            generations = model.generate_batch(prompts, max_new_tokens=2)
-            try:
-                with Interrupt(after, parts):
-                    to_the_end(generations)
-            except KeyboardInterrupt:
-                interrupted += 1
-            assert to_the_end(generations) == expected
-            del generations
-        assert interrupted > 20
-
-
-@pytest.mark.parametrize("threads", [1, 2])
-def test_going_on_after_faults(folder: Path, monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
-    numbers = random.Random(threads)
-    prompts = some_prompts(numbers, 4)
-    least, _ = needed_alone(folder, threads, prompts)
-    with numpy_bloom.load(folder, memory=least + 40_000, threads=threads) as model:
-        expected = alone(model, prompts, max_new_tokens=NEW)
-        faults, told = Faults(folder, monkeypatch), 0
-        kinds = [kind for kind in faults.kinds if kind != "the file is cut"]
-        for _ in range(20):
-            generations = model.generate_batch(prompts, max_new_tokens=NEW)
-            kind = numbers.choice(kinds)
-            fault, happen = faults.kinds[kind]
-            fault.arm(numbers.randrange(1, 300), happen)
-            try:
-                to_the_end(generations)
-            except (NumpyBloomError, KeyboardInterrupt, MemoryError):
-                told += 1
-            fault.disarm()
-            assert to_the_end(generations) == expected
-            del generations
-        assert told > 10
-
-
-def test_going_on_after_output_that_is_not_finite(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The pass was complete by then, and is done again."""
-    prompts = some_prompts(random.Random(4), 4)
-    run = Model.run
-    with numpy_bloom.load(folder, threads=1) as model:
-        expected = alone(model, prompts, max_new_tokens=NEW)
-        generations = model.generate_batch(prompts, max_new_tokens=NEW)
-        for place in (0, 2):
-            with monkeypatch.context() as patch:
-                patch.setattr(Model, "run", lambda *args, **options: run(*args, **options) * np.nan)
-                with pytest.raises(NumpyBloomError, match="not finite"):
-                    next(generations[place])
-            next(generations[place])
-        assert to_the_end(generations) == expected
 
 
 def test_no_prompts(folder: Path) -> None:
