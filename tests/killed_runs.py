@@ -17,7 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from threads import thread_names
+
 import numpy_bloom
+from numpy_bloom.bloom import Bloom
 from numpy_bloom.model.model import Model
 
 
@@ -58,7 +61,7 @@ class Steps:
 
 
 def run(
-    folder: str, file: Path, options: dict[str, Any], last: int, resume: bool, told: int
+    model: Bloom, file: Path, options: dict[str, Any], last: int, resume: bool, told: int
 ) -> None:
     """What a child does. It tells each token as soon as it has it."""
     steps = Steps(last)
@@ -66,18 +69,21 @@ def run(
     for name in ("fsync", "ftruncate", "replace", "rename"):
         steps.before(os, name)
     steps.before(Model, "run")
-    with numpy_bloom.load(folder, threads=1) as model:
-        begin = model.generate
-        generation = model.resume(file) if resume else begin(prompt_cache=file, **options)
-        os.write(told, f"{len(generation.token_ids)}\n".encode())
-        for token in generation:
-            os.write(told, f"{json.dumps([token.id, token.logprob])}\n".encode())
-            steps.step()
-        os.write(told, f"{json.dumps([generation.finish_reason, steps.count])}\n".encode())
+    begin = model.generate
+    generation = model.resume(file) if resume else begin(prompt_cache=file, **options)
+    os.write(told, f"{len(generation.token_ids)}\n".encode())
+    for token in generation:
+        os.write(told, f"{json.dumps([token.id, token.logprob])}\n".encode())
+        steps.step()
+    os.write(told, f"{json.dumps([generation.finish_reason, steps.count])}\n".encode())
 
 
 def main() -> None:
     folder, file, options = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
+    model = numpy_bloom.load(folder, threads=1)
+    # With all weights in memory, and without threads, the children can go on with the model.
+    list(model.generate(options["prompt"], max_new_tokens=1))
+    assert thread_names() == ["MainThread"]
     for line in sys.stdin:
         last, resume = map(int, line.split())
         source, told = os.pipe()
@@ -85,7 +91,7 @@ def main() -> None:
         if child == 0:
             try:
                 os.close(source)
-                run(folder, file, options, last, bool(resume), told)
+                run(model, file, options, last, bool(resume), told)
                 os._exit(0)
             except BaseException:
                 traceback.print_exc()
