@@ -385,7 +385,7 @@ def test_going_on_after_ctrl_c(model: numpy_bloom.Bloom) -> None:
     assert len(set(expected.token_ids)) == 5
     with Interrupt(0, files) as undisturbed:
         found(model, PROMPT, **options)
-    for place in range(1, undisturbed.lines, 5):
+    for place in range(1, undisturbed.lines, 11):
         search = model.beam_search(PROMPT, **options)
         with suppress(KeyboardInterrupt), Interrupt(place, files):
             list(search)

@@ -87,7 +87,7 @@ def test_bytes_read(
     rows as can be read at least."""
     in_many_pieces(monkeypatch, dtype)
     folder = model_folder(tmp_path, dtype)
-    for memory in settings(folder, threads):
+    for memory in settings(folder, threads)[::2]:
         with numpy_bloom.load(folder, memory=memory, threads=threads) as model:
             generation = model.generate(PROMPT, max_new_tokens=NEW)
             list(generation)
@@ -111,7 +111,7 @@ def test_tied_embeddings_are_looked_up_in_pinned_chunks(
     del manifest["files"]["lm_head.safetensors"]
     (folder / "manifest.json").write_text(json.dumps(manifest))
     answers = set()
-    for memory in settings(folder, 2):
+    for memory in settings(folder, 2)[::2]:
         with numpy_bloom.load(folder, memory=memory, threads=2) as model:
             all_pinned = share_pinned(model) == 1
             answers.add(answer(model).logits)
@@ -162,7 +162,7 @@ def test_what_a_run_needs_decides_what_is_pinned(folder: Path) -> None:
 @pytest.mark.parametrize("threads", [1, 2])
 def test_interleaved_generators(folder: Path, threads: int) -> None:
     prompts = [byte_ids("Todos"), byte_ids("la dignidad"), byte_ids("z")]
-    for memory in settings(folder, threads):
+    for memory in settings(folder, threads)[::2]:
         with numpy_bloom.load(folder, memory=memory + 60_000, threads=threads) as model:
             alone = [
                 [token.id for token in model.generate(prompt, max_new_tokens=NEW)]
@@ -179,7 +179,7 @@ def test_interleaved_generators(folder: Path, threads: int) -> None:
 @pytest.mark.parametrize("threads", [1, 2])
 def test_leaving_a_generator_half_way(folder: Path, threads: int) -> None:
     """What it held is free for the next one."""
-    for memory in settings(folder, threads)[:4]:
+    for memory in settings(folder, threads)[:4:3]:
         with numpy_bloom.load(folder, memory=memory, threads=threads) as model:
             expected = answer(model)
             for count in range(NEW):
@@ -192,7 +192,7 @@ def test_leaving_a_generator_half_way(folder: Path, threads: int) -> None:
 
 def test_a_generator_of_a_closed_model(folder: Path) -> None:
     before = thread_names()
-    for memory in settings(folder, 2):
+    for memory in settings(folder, 2)[::3]:
         for count in (0, 2):
             with numpy_bloom.load(folder, memory=memory + 60_000, threads=2) as model:
                 generator = model.generate(PROMPT, max_new_tokens=NEW)

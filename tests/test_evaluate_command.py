@@ -137,7 +137,8 @@ def test_the_demo_model_knows_the_declaration(command: Command, tmp_path: Path) 
         json.loads(languages.read_text("utf-8"))[-1]["article"], "utf-8"
     )
     known = json.loads(command(evaluate, tmp_path / "known", "--json").out)
-    other = json.loads(command(evaluate, Path(evaluate.__file__), "--json", "--window=100").out)
+    (tmp_path / "other").write_text(Path(evaluate.__file__).read_text()[:2000])
+    other = json.loads(command(evaluate, tmp_path / "other", "--json", "--window=100").out)
     assert known["perplexity"] < 2
     assert other["perplexity"] > 100
     assert known["bits_per_byte"] < 1 < other["bits_per_byte"]

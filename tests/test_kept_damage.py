@@ -94,7 +94,7 @@ def test_a_flipped_bit_is_ignored(model: Bloom, file: Path, text: list[int]) -> 
     whole = file.read_bytes()
     random.seed(0)
     resumed = 0
-    for place in random.sample(flips(whole), 150):
+    for place in random.sample(flips(whole), 60):
         content = bytearray(whole)
         content[place] ^= 1 << place % 8
         file.write_bytes(content)
@@ -111,7 +111,7 @@ def test_a_flipped_bit_is_ignored(model: Bloom, file: Path, text: list[int]) -> 
         except NumpyBloomError as error:
             assert "is no 'numpy-bloom kept text 1'; choose another file" in str(error)
             file.write_bytes(whole)
-    assert resumed > 75
+    assert resumed > 30
 
 
 def test_what_is_damaged_is_cleared(model: Bloom, file: Path) -> None:

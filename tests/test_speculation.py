@@ -67,7 +67,7 @@ def drafts(opened: Opened) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def demo() -> Iterator[Bloom]:
-    with numpy_bloom.load(threads=2) as model:
+    with numpy_bloom.load(threads=1) as model:
         yield model
 
 
@@ -75,7 +75,7 @@ def demo() -> Iterator[Bloom]:
 def demo_in_int8(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bloom]:
     folder = tmp_path_factory.mktemp("demo")
     convert(demo_checkpoint(folder / "source"), folder / "int8", "int8")
-    with numpy_bloom.load(folder / "int8", threads=2) as model:
+    with numpy_bloom.load(folder / "int8", threads=1) as model:
         yield model
 
 
@@ -144,6 +144,7 @@ def test_probabilities_are_the_models_own(model: Bloom, drafts: dict[str, Any]) 
 
 
 def test_two_hundred_texts_of_the_demo_model(demo: Bloom, demo_in_int8: Bloom) -> None:
+    """A model that guesses does so for each text apart: it is asked for some of them."""
     numbers = random.Random(0)
     prompts = []
     for _ in range(200):
@@ -151,8 +152,9 @@ def test_two_hundred_texts_of_the_demo_model(demo: Bloom, demo_in_int8: Bloom) -
         start = numbers.randrange(len(ids) - 1)
         prompts.append(ids[start : start + numbers.randint(1, 12)])
     expected = guessed(demo, prompts, max_new_tokens=12)
-    for draft in ("prompt-lookup", demo_in_int8):
-        assert guessed(demo, prompts, max_new_tokens=12, draft_model=draft) == expected
+    assert guessed(demo, prompts, max_new_tokens=12, draft_model="prompt-lookup") == expected
+    options: dict[str, Any] = {"max_new_tokens": 12, "draft_model": demo_in_int8}
+    assert guessed(demo, prompts[:50], **options) == expected[:50]
 
 
 # --- how many hold --------------------------------------------------------------------------------
@@ -232,12 +234,13 @@ def test_what_is_looked_up(ids: list[int], count: int, guess: list[int]) -> None
 def test_tokens_per_pass_of_the_demo_model(
     demo: Bloom, demo_in_int8: Bloom, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Article 1 in all languages with a copy of the model in int8; and where it says it once more,
-    with what it has said before."""
-    openings = [language["opening"] for language in LANGUAGES]
+    """Article 1 in a third of the languages with a copy of the model in int8; and in all of them,
+    where it says it once more, with what it has said before."""
+    some = LANGUAGES[::3]
+    openings = [language["opening"] for language in some]
     generations = demo.generate_batch(openings, max_new_tokens=300, draft_model=demo_in_int8)
     tokens = passes = 0
-    for language, generation in zip(LANGUAGES, generations, strict=True):
+    for language, generation in zip(some, generations, strict=True):
         list(generation)
         assert language["opening"] + generation.text == language["article"]
         tokens, passes = tokens + len(generation.token_ids), passes + generation.stats.passes
@@ -273,7 +276,7 @@ def test_going_on_after_ctrl_c(
     with Interrupt(0, LOOP) as undisturbed:
         list(generation)
     interrupted = 0
-    for after in range(1, undisturbed.lines, 5):
+    for after in range(1, undisturbed.lines, 7):
         generation = model.generate(PROMPT, **options)
         with pytest.raises(KeyboardInterrupt), Interrupt(after, LOOP):
             list(generation)
