@@ -10,6 +10,7 @@ needs little disk. The weights repeat after 16 million numbers, which no kernel 
 """
 
 import argparse
+import hashlib
 import json
 import math
 import shutil
@@ -22,12 +23,12 @@ from conversion import convert
 from numpy_bloom.bloom import DEMO
 from numpy_bloom.weights.dtypes import Stored, narrow, widen
 from numpy_bloom.weights.folder import (
-    MANIFEST,
     ArrayFile,
     block_file,
     model_files,
     read_json,
 )
+from numpy_bloom.weights.manifest import MANIFEST
 from numpy_bloom.weights.safetensors_file import header_bytes
 
 VOCABULARY = 250_880
@@ -127,6 +128,9 @@ def link_blocks(folder: Path, blocks: int) -> None:
         manifest["files"][block_file(block)] = manifest["files"][block_file(block % real)]
     config["n_layer"] = blocks
     _write_json(folder / "config.json", config)
+    content = (folder / "config.json").read_bytes()
+    checksum = hashlib.sha256(content).hexdigest()
+    manifest["files"]["config.json"] = {"size": len(content), "sha256": checksum}
     _write_json(folder / MANIFEST, manifest)
 
 

@@ -1,6 +1,5 @@
 """The conversion itself: see what is there, plan, then write one file after the other."""
 
-import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -9,9 +8,11 @@ from tqdm import tqdm
 from conversion.copying import convert_file, equal
 from conversion.hub import HUB_NAME, HubSource
 from conversion.plan import Plan, make_plan
+from conversion.repair import Repair
 from conversion.shards import EMBEDDINGS_WEIGHT, HEAD_WEIGHT, Checkpoint
 from conversion.source import COPIED, LocalSource, Source
-from conversion.writer import FolderWriter, beside
+from conversion.target import beside, check_replaceable, check_space, free_bytes
+from conversion.writer import FolderWriter
 from numpy_bloom.errors import NumpyBloomError, OptionError
 from numpy_bloom.weights.folder import EMBEDDINGS, LM_HEAD, ArrayFile
 from numpy_bloom.weights.formats import BY_STORED_DTYPE, FORMATS
@@ -35,7 +36,8 @@ def convert(
 ) -> None:
     """Convert a Hugging Face checkpoint of a BLOOM into a folder that numpy_bloom can load.
 
-    It may be killed at any moment: the same call goes on with the files that are complete. Every
+    It may be killed at any moment: the same call goes on with the files that are complete. It also
+    completes a model at `target` of which files are gone: those, and any that are damaged. Every
     name and, of shards that are there, every shape is checked before anything is written; every
     number is checked to be finite. Norms and biases keep their type. A tensor is read some 4 MB at
     a time (for int4, 512 rows if they are more; whole if it is stored transposed), and twice for
@@ -68,19 +70,17 @@ def convert(
         if value not in DTYPES:
             raise OptionError(f"{name} is {value!r}; expected one of {', '.join(DTYPES)}")
     target = Path(target)
-    writer = FolderWriter(target, overwrite=overwrite)
-    try:
-        with writer:
-            origin = _open(str(source), target, keep_source)
-            checkpoint = Checkpoint(origin)
-            _convert(checkpoint, origin, dtype, head_dtype, writer, tell)
-    except BaseException:
-        if writer.complete:
-            tell(
-                f"{len(writer.complete)} files are complete in {writer.folder}; "
-                "the same command goes on from there"
+    check_replaceable(target)
+    repair = Repair(target) if target.exists() and not overwrite else None
+    with FolderWriter(target, overwrite=overwrite, tell=tell) as writer:
+        origin = _open(str(source), target, keep_source)
+        if repair and isinstance(origin, LocalSource) and origin.drops:
+            raise OptionError(
+                f"{target} is to be repaired, which takes a part of {source} only: "
+                "do without --delete-source"
             )
-        raise
+        checkpoint = Checkpoint(origin)
+        _convert(checkpoint, origin, dtype, head_dtype, writer, tell, repair)
     if origin.drops:
         for shard in checkpoint.shards:
             origin.drop(shard)
@@ -94,8 +94,9 @@ def _convert(
     head_dtype: str,
     writer: FolderWriter,
     tell: Callable[[str], None],
+    repair: Repair | None,
 ) -> None:
-    """Check, plan, write all that is not complete, and give the folder its name."""
+    """Check, plan, write all that is not complete, and put it in its place."""
     identities = {
         name: source.identity(name)
         for name in ("config.json", *checkpoint.shards)
@@ -103,6 +104,11 @@ def _convert(
     }
     writer.resume({"options": [dtype, head_dtype], "files": identities})
     files = [file for file in checkpoint.files if file.name not in writer.complete]
+    copied = [name for name in COPIED if (source.folder / name).is_file()]
+    if repair:
+        repair.check()
+        files = [file for file in files if file.name in repair.damaged]
+        copied = [name for name in copied if name in repair.damaged]
     needed = checkpoint.needs(files)
     checkpoint.open(shard for shard in needed if not source.comes_later(shard))
     heads = [file for file in checkpoint.files if file.name in (EMBEDDINGS, LM_HEAD)]
@@ -111,12 +117,14 @@ def _convert(
     dtypes |= {file.name: dtype for file in blocks}
     plan = make_plan(files, checkpoint, source, dtypes)
     tell(_told(plan, writer))
-    _check_space(plan, writer.folder)
+    check_space(plan.disk, writer.folder, "choose another target or a smaller --dtype")
     writer.begin()
     _convert_files(files, checkpoint, source, dtypes, writer, plan)
-    for name in COPIED:
-        if (source.folder / name).is_file():
-            writer.write_bytes(name, (source.folder / name).read_bytes())
+    for name in copied:
+        writer.write_bytes(name, (source.folder / name).read_bytes())
+    if repair:
+        repair.finish(writer, source.name)
+        return
     writer.finish(
         [*(file.name for file in checkpoint.files), *COPIED],
         source=source.name,
@@ -198,30 +206,12 @@ def _dtypes(files: list[ArrayFile], writer: FolderWriter) -> str:
 
 def _told(plan: Plan, writer: FolderWriter) -> str:
     """The plan in one line."""
-    kept = len(writer.complete)
+    kept, free = len(writer.complete), free_bytes(writer.folder)
     fetches = f"downloads {plan.fetches / 1e9:.3f} GB, " if plan.fetches else ""
     return (
         (f"goes on after {kept} complete files; " if kept else "")
         + fetches
         + f"reads {plan.reads / 1e9:.3f} GB, writes {plan.writes / 1e9:.3f} GB; "
-        f"needs {plan.disk / 1e9:.3f} GB of disk, of {_free(writer.folder) / 1e9:.3f} GB free, "
+        f"needs {plan.disk / 1e9:.3f} GB of disk, of {free / 1e9:.3f} GB free, "
         f"and at most {plan.memory / 1e6:.0f} MB of memory"
     )
-
-
-def _check_space(plan: Plan, folder: Path) -> None:
-    """See that the plan fits the disk.
-
-    Raises:
-        NumpyBloomError: it does not.
-    """
-    free = _free(folder)
-    if plan.disk > free:
-        raise NumpyBloomError(
-            f"the disk of {folder.parent} has {free / 1e9:.3f} GB free, expected "
-            f"{plan.disk / 1e9:.3f} GB; free some, choose another target or a smaller --dtype"
-        )
-
-
-def _free(folder: Path) -> int:
-    return shutil.disk_usage(folder).free

@@ -1,21 +1,55 @@
 """Command: check a converted folder. `python -m conversion.verify --help`"""
 
-import hashlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
+from conversion.durable import sha256
 from numpy_bloom.command import parser, run_command
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.model.config import BloomConfig
-from numpy_bloom.weights.dtypes import FLOATING, STORED, all_finite
-from numpy_bloom.weights.folder import MANIFEST, Folder, StoredMatrix, read_json, read_manifest
-from numpy_bloom.weights.safetensors_file import StoredArray, read_stored
+from numpy_bloom.weights.dtypes import STORED
+from numpy_bloom.weights.folder import (
+    FileArrays,
+    listed_files,
+    listing_faults,
+    parse_manifest,
+    read_file,
+    read_json,
+)
+from numpy_bloom.weights.formats import FORMATS
+from numpy_bloom.weights.manifest import ARRAYS_SUFFIX, MANIFEST, entry_fault, size_fault
+from numpy_bloom.weights.safetensors_file import read_header
+from numpy_bloom.weights.stored_matrix import StoredMatrix, read_small
 
-PIECE_BYTES = 8 << 20
+CONFIG = "config.json"
+MOST_NAMED = 5
+
+DAMAGED = (
+    "convert {files} again: delete what is there of that and run {command}, which writes what is "
+    "missing"
+)
+FOREIGN = "move {files} out of the folder"
+WRONG = "{files} cannot be what a conversion wrote: convert the checkpoint again with --overwrite"
+
+
+class Fault(NamedTuple):
+    """What is wrong with one file.
+
+    Attributes:
+        file: its name.
+        text: what is wrong, in one line.
+        way_out: one of `DAMAGED`, `FOREIGN` and `WRONG`.
+    """
+
+    file: str
+    text: str
+    way_out: str
 
 
 def main() -> None:
@@ -30,100 +64,161 @@ def main() -> None:
         "--deep", action="store_true", help="look for NaN and inf among all numbers as well"
     )
     args = command.parse_args()
-    files = read_manifest(Path(args.target))["files"]
-    faults = 0
-    for fault in find_faults(Path(args.target), deep=args.deep):
-        print(fault)
-        faults += 1
+    target = Path(args.target)
+    manifest = parse_manifest(target)
+    faults = []
+    for fault in find_faults(target, deep=args.deep):
+        print(fault.text, flush=True)
+        faults.append(fault)
     if faults:
-        raise NumpyBloomError(
-            f"{args.target} has {faults} fault{'s' if faults > 1 else ''}; "
-            "convert the checkpoint again"
-        )
-    size = sum(entry["size"] for entry in files.values())
-    print(f"{args.target} is whole: {len(files)} files, {size / 1e9:.3f} GB")
+        many = f"{len(faults)} fault{'s' if len(faults) > 1 else ''}"
+        ways = "; ".join(ways_out(faults, target, manifest))
+        raise NumpyBloomError(f"{target} has {many}; {ways}")
+    size = sum(entry["size"] for entry in manifest["files"].values())
+    print(f"{target} is whole: {len(manifest['files'])} files, {size / 1e9:.3f} GB")
 
 
-def find_faults(target: Path, *, deep: bool = False) -> Iterator[str]:
-    """Check a converted folder, file by file, then as a whole.
+def ways_out(
+    faults: Sequence[Fault], target: Path, manifest: Mapping[str, object]
+) -> Iterator[str]:
+    """For each kind of fault what to do, and with which files."""
+    for way_out in (DAMAGED, FOREIGN, WRONG):
+        files = list(dict.fromkeys(fault.file for fault in faults if fault.way_out == way_out))
+        if files:
+            more = f" and {len(files) - MOST_NAMED} more" if len(files) > MOST_NAMED else ""
+            named = ", ".join(files[:MOST_NAMED]) + more
+            yield way_out.format(files=named, command=_command(target, manifest))
+
+
+def _command(target: Path, manifest: Mapping[str, object]) -> str:
+    """The command that makes a model's files."""
+    command = f"python -m conversion SOURCE {target}"
+    hint = f"SOURCE was {manifest.get('source')!r}"
+    for option in ("dtype", "head_dtype"):
+        if manifest.get(option) in FORMATS:
+            command += f" --{option.replace('_', '-')} {manifest[option]}"
+        else:
+            hint += f", {option} was {manifest.get(option)!r}"
+    return f"{command} ({hint})"
+
+
+def find_faults(target: Path, *, deep: bool = False) -> Iterator[Fault]:
+    """Check a converted folder file by file: what is wrong with one hides no fault of another.
 
     Args:
         target: the folder.
         deep: whether every number is looked at, too.
 
     Yields:
-        One line for each fault; it begins with the name of the file or array.
+        The faults as they are found.
 
     Raises:
         NumpyBloomError: it is no converted model at all.
     """
-    files = read_manifest(target)["files"]
-    whole = True
-    total = sum(_size(target / name) for name in files)
+    entries = parse_manifest(target)["files"]
+    listed = {}
+    for name, entry in entries.items():
+        fault = entry_fault(name, entry)
+        if fault:
+            yield Fault(MANIFEST, f"{MANIFEST} {fault}", WRONG)
+        else:
+            listed[name] = entry
+    damaged = set()
+    total = sum(entry["size"] for name, entry in listed.items() if (target / name).is_file())
     with tqdm(total=total, unit="B", unit_scale=True, disable=None, desc="verifying") as progress:
-        for name, entry in files.items():
-            fault = _file_fault(target / name, entry, progress)
+        for name, entry in listed.items():
+            fault = size_fault(target / name, entry["size"]) or _content_fault(
+                target / name, entry["sha256"], progress
+            )
             if fault:
-                whole = False
-                yield f"{name} {fault}"
-    if not whole:
-        return  # what the headers of damaged files say is worth nothing
+                damaged.add(name)
+                yield Fault(name, f"{name} {fault}", DAMAGED)
+    yield from _not_listed(target, entries)
+    yield from _wrong_arrays(target, entries, listed.keys() - damaged, deep)
+
+
+def _content_fault(path: Path, checksum: str, progress: tqdm) -> str | None:
+    """What is wrong with the content of a file that has the right size, or None."""
     try:
-        config = BloomConfig.from_dict(read_json(target / "config.json"))
-        sizes = config.num_hidden_layers, config.hidden_size, config.vocab_size
-        folder = Folder.open(target, *sizes)
-    except NumpyBloomError as error:
-        yield str(error)
-        return
-    if deep:
-        yield from _not_finite(folder)
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else 0
-
-
-def _file_fault(path: Path, entry: object, progress: tqdm) -> str | None:
-    """What is wrong with one file, or None."""
-    if not isinstance(entry, dict) or not {"size", "sha256"} <= entry.keys():
-        return f"has no size and checksum in {MANIFEST}"
-    if not path.is_file():
-        return "is missing"
-    if _size(path) != entry["size"]:
-        return f"has {_size(path):,} bytes, expected {entry['size']:,}"
-    checksum = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while piece := file.read(PIECE_BYTES):
-                checksum.update(piece)
-                progress.update(len(piece))
+        if sha256(path, progress.update) == checksum:
+            return None
     except OSError as error:
         return f"cannot be read: {error.strerror or error}"
-    if checksum.hexdigest() != entry["sha256"]:
-        return "has another SHA-256 than when it was written"
-    return None
+    return "has another SHA-256 than when it was written"
 
 
-def _not_finite(folder: Folder) -> Iterator[str]:
-    """A line for each array that holds NaN or inf."""
-    for file in folder.vectors:
-        for array in folder.vectors[file].values():
-            if not _finite(array):
-                yield f"{array} holds NaN or inf"
-        for matrix in folder.matrices[file].values():
-            beside = [array for array in matrix.beside.values() if array.dtype in FLOATING]
-            if not all(_finite(array) for array in beside) or not _matrix_finite(matrix):
-                yield f"{matrix.array} holds NaN or inf"
+def _not_listed(target: Path, entries: dict[str, object]) -> Iterator[Fault]:
+    """What is in the folder besides the files of its manifest."""
+    for path in sorted(target.iterdir()):
+        if path.name not in entries and path.name != MANIFEST:
+            name, where = repr(path.name), ""
+            if path.is_symlink() and not path.exists():
+                where = f", and is a link to {str(path.readlink())!r}, which is missing"
+            yield Fault(name, f"{name} is not listed in {MANIFEST}{where}", FOREIGN)
 
 
-def _finite(array: StoredArray) -> bool:
-    return all_finite(read_stored(array), array.dtype)
+def _wrong_arrays(
+    target: Path, entries: Collection[str], sound: Collection[str], deep: bool
+) -> Iterator[Fault]:
+    """Where the arrays of files that are as they were written are not those of a model.
+
+    Args:
+        entries: all files of the manifest.
+        sound: those that are as they were written.
+    """
+    if CONFIG not in entries:
+        yield Fault(MANIFEST, f"{MANIFEST} does not list {CONFIG}", WRONG)
+    if CONFIG not in sound:  # nothing tells which arrays there must be
+        for name in sorted(sound):
+            if name.endswith(ARRAYS_SUFFIX):
+                with _faults_of(name) as faults:
+                    read_header(target / name)
+                yield from faults
+        return
+    config = None
+    with _faults_of(CONFIG) as faults:
+        config = BloomConfig.from_dict(read_json(target / CONFIG))
+    yield from faults
+    if config is None:
+        return
+    blocks = config.num_hidden_layers
+    for fault in listing_faults(entries, blocks):
+        yield Fault(MANIFEST, f"{MANIFEST} {fault}", WRONG)
+    blocks = min(blocks, len(entries))
+    for file in listed_files(entries, blocks, config.hidden_size, config.vocab_size):
+        if file.name in sound:
+            with _faults_of(file.name) as faults:
+                arrays = read_file(target, file)
+                faults.extend(_bad_numbers(file.name, arrays) if deep else [])
+            yield from faults
 
 
-def _matrix_finite(matrix: StoredMatrix) -> bool:
+@contextmanager
+def _faults_of(file: str) -> Iterator[list[Fault]]:
+    """A list to which an error is added that the `with` block ends in."""
+    faults: list[Fault] = []
+    try:
+        yield faults
+    except NumpyBloomError as error:
+        faults.append(Fault(file, str(error), WRONG))
+
+
+def _bad_numbers(file: str, arrays: FileArrays) -> Iterator[Fault]:
+    """The arrays that hold NaN or inf, or that cannot be widened."""
+    for array in arrays.vectors.values():
+        with _faults_of(file) as faults:
+            read_small(array)
+        yield from faults
+    for matrix in arrays.matrices.values():
+        with _faults_of(file) as faults:
+            if not _finite(matrix):
+                raise NumpyBloomError(f"{matrix.array} holds NaN or inf")
+        yield from faults
+
+
+def _finite(matrix: StoredMatrix) -> bool:
     """Whether all numbers of a matrix are finite, looked at a tile at a time."""
-    beside = {suffix: read_stored(array) for suffix, array in matrix.beside.items()}
-    format = matrix.format(matrix.shape, beside)
+    format = matrix.opened()
     rows, columns = matrix.shape
     for start in range(0, rows, format.tile_rows):
         stop = min(start + format.tile_rows, rows)

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -16,9 +16,10 @@ from tqdm import tqdm
 from conversion.direct import DirectWriter, Written
 from conversion.durable import UNFINISHED, give_name, put, sync_folder, told
 from conversion.journal import Entry, Journal, Origin, is_whole
+from conversion.target import beside, check_ours, discard, name_folder
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.weights.dtypes import Stored
-from numpy_bloom.weights.folder import FORMAT_VERSION, MANIFEST
+from numpy_bloom.weights.manifest import FORMAT_VERSION, MANIFEST
 from numpy_bloom.weights.safetensors_file import Spec, header_bytes
 
 FILES_AHEAD = 2
@@ -33,26 +34,22 @@ class FolderWriter:
 
     Args:
         target: the folder to be.
-        overwrite: whether a converted model may stand there already; it is replaced at the end.
+        overwrite: whether a folder that stands there already is replaced at the end.
+        tell: is given a line on how to go on after a failure.
 
     Attributes:
         folder: where the files are meanwhile.
-
-    Raises:
-        NumpyBloomError: TARGET exists and must not be replaced, or cannot be written.
     """
 
-    def __init__(self, target: Path, *, overwrite: bool) -> None:
-        if target.exists():
-            if not (target / MANIFEST).is_file():
-                raise NumpyBloomError(
-                    f"{target} exists and is no converted model; choose another target"
-                )
-            if not overwrite:
-                raise NumpyBloomError(
-                    f"{target} exists; give --overwrite to replace it, or another target"
-                )
+    def __init__(
+        self,
+        target: Path,
+        *,
+        overwrite: bool,
+        tell: Callable[[str], None] = lambda _line: None,
+    ) -> None:
         self._target = target.resolve()  # a link stays a link, `.` has a name
+        self._tell = tell
         self.folder = beside(self._target, ".partial")
         self._replaced = beside(self._target, ".replaced")
         self._overwrite = overwrite
@@ -65,12 +62,12 @@ class FolderWriter:
 
     def __enter__(self) -> "FolderWriter":
         with told(self.folder):
-            _check_ours(self._replaced)
+            check_ours(self._replaced)
             self.folder.mkdir(parents=True, exist_ok=True)
             self._handle = os.open(self.folder, os.O_RDONLY)
             try:
                 self._claim()
-                _check_ours(self.folder)
+                check_ours(self.folder)
             except BaseException:
                 os.close(self._handle)
                 raise
@@ -104,6 +101,11 @@ class FolderWriter:
         elif kind is not None and not any(self.folder.iterdir()):
             self.folder.rmdir()
         os.close(self._handle)
+        if kind is not None and self.complete:
+            self._tell(
+                f"{len(self.complete)} files are complete in {self.folder}; "
+                "the same command goes on from there"
+            )
 
     @property
     def complete(self) -> list[str]:
@@ -140,6 +142,7 @@ class FolderWriter:
         name: str,
         arrays: Mapping[str, Spec],
         values: Iterable[Stored],
+        metadata: Mapping[str, str] | None = None,
     ) -> None:
         """Write a safetensors file.
 
@@ -147,11 +150,13 @@ class FolderWriter:
             name: of the file.
             arrays: name: (dtype, shape), in the order in which they are to lie.
             values: all numbers of all arrays in that order, in pieces of any size.
+            metadata: of the header.
         """
         unfinished = self.folder / (name + UNFINISHED)
         with told(self.folder / name):
             try:
-                written = self._writer.write(unfinished, _pieces(header_bytes(arrays), values))
+                pieces = _pieces(header_bytes(arrays, metadata), values)
+                written = self._writer.write(unfinished, pieces)
             except BaseException:
                 unfinished.unlink(missing_ok=True)
                 raise
@@ -205,6 +210,11 @@ class FolderWriter:
         put(self.folder / name, content)
         self._copied[name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
+    @property
+    def entries(self) -> dict[str, Entry | None]:
+        """Size and SHA-256 of all files that are written; None for one that is not needed."""
+        return self._journal.files | self._copied
+
     def finish(self, files: Iterable[str], *, source: str, dtype: str, head_dtype: str) -> None:
         """Write the manifest, last of all, and give the folder its name.
 
@@ -215,7 +225,7 @@ class FolderWriter:
             head_dtype: of the word embeddings and the head.
         """
         self.settle()
-        entries = self._journal.files | self._copied
+        entries = self.entries
         manifest = {
             "format_version": FORMAT_VERSION,
             "source": source,
@@ -224,52 +234,28 @@ class FolderWriter:
             "files": {name: entries[name] for name in files if entries.get(name)},
         }
         put(self.folder / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
+        self.publish()
+
+    def publish(self) -> None:
+        """Give the folder its name: all that it is to hold is complete."""
         with told(self._target):
-            _discard(self._replaced)  # of a conversion that was cut off
-            if self._target.exists() and not self._overwrite:
-                raise NumpyBloomError(f"{self._target} has come into being meanwhile; it is kept")
-            try:
-                if self._target.exists():
-                    self._target.rename(self._replaced)
-                self.folder.rename(self._target)
-            except BaseException:
-                if not self._target.exists() and self._replaced.exists():
-                    self._replaced.rename(self._target)
-                raise
-            sync_folder(self._target.parent)
+            name_folder(self.folder, self._target, self._replaced, overwrite=self._overwrite)
         self._journal.remove()
-        _discard(self._replaced)
+        discard(self._replaced)
 
+    def move_into_target(self, names: Iterable[str]) -> None:
+        """Replace files of a folder that is there already; what is left of ours goes."""
+        with told(self._target):
+            for name in names:
+                (self.folder / name).replace(self._target / name)
+            sync_folder(self._target)
+        self.abandon()
+        self._journal.remove()
+        discard(self.folder)
 
-def beside(target: Path, suffix: str) -> Path:
-    """A path of the conversion's own next to the target."""
-    target = target.resolve()
-    return target.with_name(target.name + suffix)
-
-
-def _discard(folder: Path) -> None:
-    """Remove a folder that a conversion left, if there is one."""
-    if folder.exists():
-        _check_ours(folder)
-        for file in folder.iterdir():
-            file.unlink()
-        folder.rmdir()
-
-
-def _check_ours(folder: Path) -> None:
-    """See that a folder, if there is one, holds only what conversions write.
-
-    Raises:
-        NumpyBloomError: it does not.
-    """
-    names = [file.name for file in folder.iterdir()] if folder.exists() else []
-    suffixes = (".safetensors", ".json")
-    foreign = [name for name in names if not name.removesuffix(UNFINISHED).endswith(suffixes)]
-    if foreign:
-        raise NumpyBloomError(
-            f"{folder} is in the way and holds {foreign[0]}, which no conversion writes; "
-            "move it, or choose another target"
-        )
+    def abandon(self) -> None:
+        """Nothing is to go on from what is complete."""
+        self._journal.files.clear()
 
 
 def _pieces(beginning: bytes, values: Iterable[Stored]) -> Iterator[memoryview]:

@@ -1,20 +1,25 @@
 """`python -m conversion.verify`: whatever is done to a converted folder is told by name."""
 
+import errno
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from checkpoints import Checkpoint
 from commands import Command, check_failure, runner
 
+import numpy_bloom
 from conversion import convert, verify
 from conversion.verify import find_faults
 from numpy_bloom.errors import NumpyBloomError
-from numpy_bloom.weights.folder import MANIFEST, Folder
+from numpy_bloom.weights.folder import EMBEDDINGS, Folder
 from numpy_bloom.weights.formats import FORMATS
+from numpy_bloom.weights.manifest import MANIFEST
 
 HIDDEN, BLOCKS, VOCAB = 32, 2, 280
 
@@ -46,6 +51,17 @@ def vouch_for(target: Path) -> None:
     (target / MANIFEST).write_text(json.dumps(manifest))
 
 
+def told(target: Path, *, deep: bool = False) -> list[str]:
+    return [fault.text for fault in find_faults(target, deep=deep)]
+
+
+def relist(target: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the list of files in the manifest."""
+    manifest = json.loads((target / MANIFEST).read_text())
+    change(manifest["files"])
+    (target / MANIFEST).write_text(json.dumps(manifest))
+
+
 def flip(path: Path, place: int) -> None:
     content = bytearray(path.read_bytes())
     content[place] ^= 1
@@ -55,7 +71,7 @@ def flip(path: Path, place: int) -> None:
 @pytest.mark.parametrize("dtype", FORMATS)
 def test_whole(source: Path, tmp_path: Path, dtype: str, run: Command) -> None:
     convert(source, tmp_path / "model", dtype)
-    assert list(find_faults(tmp_path / "model", deep=True)) == []
+    assert told(tmp_path / "model", deep=True) == []
     result = run(verify, tmp_path / "model", "--deep")
     assert result.code == 0
     assert "is whole: " in result.out
@@ -67,17 +83,15 @@ def test_every_file_is_looked_at(target: Path) -> None:
         content = (target / name).read_bytes()
         for place in (0, len(content) // 2, -1):
             flip(target / name, place)
-            assert list(find_faults(target)) == [
-                f"{name} has another SHA-256 than when it was written"
-            ]
+            assert told(target) == [f"{name} has another SHA-256 than when it was written"]
             (target / name).write_bytes(content)
         (target / name).write_bytes(content[:-1])
-        (fault,) = find_faults(target)
+        (fault,) = told(target)
         assert fault.startswith(f"{name} has {len(content) - 1:,} bytes, expected")
         (target / name).unlink()
-        assert list(find_faults(target)) == [f"{name} is missing"]
+        assert told(target) == [f"{name} is missing"]
         (target / name).write_bytes(content)
-    assert list(find_faults(target)) == []
+    assert told(target) == []
 
 
 def test_several_faults(target: Path, run: Command) -> None:
@@ -88,26 +102,118 @@ def test_several_faults(target: Path, run: Command) -> None:
         "block_001.safetensors",
         "config.json",
     ]
-    check_failure(result._replace(out=""), "verify", "2 faults")
+    check_failure(
+        result._replace(out=""),
+        "verify",
+        "2 faults; convert block_001.safetensors, config.json again: delete what is there of that "
+        f"and run python -m conversion SOURCE {target} --dtype float32 --head-dtype float32 "
+        "(SOURCE was 'verify0'), which writes what is missing",
+    )
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    "change",
     [
-        (lambda path: path.write_bytes(path.read_bytes()[:-64]), "embeddings.safetensors"),
-        (lambda path: path.write_bytes(b"\xff" * 100), "embeddings.safetensors"),
-        (
-            lambda path: path.write_bytes(path.read_bytes().replace(b"[280,", b"[140,")),
-            "embeddings.safetensors",
-        ),
+        lambda content: content[:-64],
+        lambda _content: b"\xff" * 100,
+        lambda content: content.replace(b"[280,", b"[140,"),
     ],
 )
-def test_headers_that_lie(target: Path, change: Callable[[Path], object], told: str) -> None:
-    """The checksums are right, but the arrays are not those of the model."""
-    change(target / "embeddings.safetensors")
+def test_headers_that_lie(target: Path, change: Callable[[bytes], bytes], run: Command) -> None:
+    """The checksums are right, but the arrays of two files are not those of the model: both are
+    told, and a third one that is damaged as well."""
+    for name in (EMBEDDINGS, "block_000.safetensors"):
+        (target / name).write_bytes(change((target / EMBEDDINGS).read_bytes()))
     vouch_for(target)
-    (fault,) = find_faults(target)
-    assert told in fault
+    flip(target / "block_001.safetensors", 5)
+    faults = list(find_faults(target))
+    assert [fault.file for fault in faults] == [
+        "block_001.safetensors",
+        EMBEDDINGS,
+        "block_000.safetensors",
+    ]
+    assert all(str(target / fault.file) in fault.text for fault in faults[1:])
+    assert (
+        f"; {EMBEDDINGS}, block_000.safetensors cannot be what a conversion wrote: "
+        "convert the checkpoint again with --overwrite\n"
+    ) in run(verify, target).err
+
+
+def test_damaged_config_hides_no_header(target: Path) -> None:
+    (target / EMBEDDINGS).write_bytes(b"\xff" * 100)
+    vouch_for(target)
+    flip(target / "config.json", 5)
+    assert [fault.file for fault in find_faults(target)] == ["config.json", EMBEDDINGS]
+
+
+def test_config_of_another_model(target: Path) -> None:
+    """Of one block more, one less, of another width, and none at all."""
+    config = json.loads((target / "config.json").read_text())
+    blocks = ["block_000.safetensors", "block_001.safetensors"]
+    for change, files in (
+        ({"n_layer": BLOCKS + 1}, [MANIFEST]),
+        ({"n_layer": BLOCKS - 1}, [MANIFEST]),
+        ({"n_layer": 10**12}, [MANIFEST] * 5),
+        ({"hidden_size": 2 * HIDDEN}, [EMBEDDINGS, *blocks, "final_layernorm.safetensors"]),
+        ({"n_head": 3}, ["config.json"]),
+    ):
+        (target / "config.json").write_text(json.dumps(config | change))
+        vouch_for(target)
+        assert [fault.file for fault in find_faults(target)] == files
+
+
+def test_what_is_not_listed(target: Path, run: Command) -> None:
+    """Files, folders, and links, of which some lead nowhere; a listed one may be a link."""
+    (target / "block_001.safetensors.new").write_bytes(b"half")
+    (target / "folder").mkdir()
+    (target / "link").symlink_to(target / "nowhere")
+    (target / "line\nbreak\udcff").touch()
+    (target / "block_001.safetensors").rename(target.parent / "elsewhere")
+    (target / "block_001.safetensors").symlink_to(target.parent / "elsewhere")
+    faults = [
+        "'block_001.safetensors.new' is not listed in manifest.json",
+        "'folder' is not listed in manifest.json",
+        "'line\\nbreak\\udcff' is not listed in manifest.json",
+        "'link' is not listed in manifest.json, and is a link to "
+        f"'{target / 'nowhere'}', which is missing",
+    ]
+    assert told(target) == faults
+    result = run(verify, target)
+    assert (result.code, result.out.splitlines()) == (1, faults)
+    assert result.err.endswith(
+        "4 faults; move 'block_001.safetensors.new', 'folder', 'line\\nbreak\\udcff', 'link' "
+        "out of the folder\n"
+    )
+
+
+def test_what_is_no_file(target: Path) -> None:
+    """A link that leads nowhere, and a folder, under the names of files."""
+    (target / "block_001.safetensors").rename(target.parent / "elsewhere")
+    (target / "block_001.safetensors").symlink_to(target.parent / "elsewhere")
+    (target.parent / "elsewhere").unlink()
+    (target / "config.json").unlink()
+    (target / "config.json").mkdir()
+    assert told(target) == [
+        f"block_001.safetensors is a link to {target.parent / 'elsewhere'}, which is missing",
+        "config.json is no file",
+    ]
+
+
+def test_what_cannot_be_read(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bad sector hides no other fault."""
+    real = verify.sha256
+
+    def sha256(path: Path, progress: Callable[[int], object]) -> str:
+        if path.name == "block_000.safetensors":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path, progress)
+
+    monkeypatch.setattr(verify, "sha256", sha256)
+    (target / "block_001.safetensors").unlink()
+    assert told(target) == [
+        "block_000.safetensors cannot be read: Input/output error",
+        "block_001.safetensors is missing",
+    ]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
@@ -119,29 +225,117 @@ def test_deep(source: Path, tmp_path: Path, dtype: str) -> None:
     vector = folder.vectors["block_001.safetensors"]["mlp.dense_4h_to_h.bias"]
     matrix = folder.matrices["block_001.safetensors"]["mlp.dense_h_to_4h.weight"]
     array = matrix.beside[".row_scale"] if matrix.beside else matrix.array
-    for damaged, named in ((vector, vector), (array, matrix.array)):
+    for damaged, named in ((vector, vector), (array, array)):
         content = bytearray(damaged.path.read_bytes())
         number = np.frombuffer(content, np.uint8)[damaged.offset :][: damaged.nbytes]
         number[-4:] = [0, 0, 0xC0, 0x7F]  # NaN, in float32 and in bfloat16
         before = damaged.path.read_bytes()
         damaged.path.write_bytes(content)
         vouch_for(target)
-        assert list(find_faults(target)) == []
-        assert list(find_faults(target, deep=True)) == [f"{named} holds NaN or inf"]
+        assert told(target) == []
+        (fault,) = told(target, deep=True)
+        assert fault.startswith(f"{named} holds NaN or inf")
         damaged.path.write_bytes(before)
     vouch_for(target)
-    assert list(find_faults(target, deep=True)) == []
+    assert told(target, deep=True) == []
 
 
-def test_manifest_without_checksum(target: Path) -> None:
+SOUND = {"size": 1, "sha256": "0" * 64}
+BAD_ENTRIES = [
+    *((name, SOUND, "lists") for name in ("../x", "/etc/passwd", "a\\b", "", ".", "..", MANIFEST)),
+    *((name, SOUND, "lists") for name in ("a\nb", "\0", "\udcff", "x" * 256)),
+    ("block_000.safetensors", 7, "the size of 'block_000.safetensors' is None"),
+    ("config.json", {"size": 1}, "the sha256 of 'config.json' is None, expected 64 digits"),
+    ("config.json", SOUND | {"sha256": "0" * 63}, "expected 64 digits"),
+    ("config.json", SOUND | {"sha256": "G" * 64}, "expected 64 digits"),
+    ("config.json", SOUND | {"sha256": "0" * 64 + "\n"}, "expected 64 digits"),
+    *(
+        ("config.json", SOUND | {"size": size}, f"'config.json' is {size!r}, expected bytes")
+        for size in (True, -1, 1.0, "1", None, 1 << 63)
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "entry", "words"), BAD_ENTRIES)
+def test_entries_of_the_manifest(target: Path, name: str, entry: Any, words: str) -> None:
+    """Each is told by verify, which goes on with the others; a model with one is not loaded."""
+    relist(target, lambda files: files.update({name: entry}))
+    flip(target / "tokenizer.json", 5)
+    faults = list(find_faults(target))
+    assert [fault.file for fault in faults] == [MANIFEST, "tokenizer.json"]
+    assert words in faults[0].text
+    with pytest.raises(NumpyBloomError) as error:
+        Folder.open(target, BLOCKS, HIDDEN, VOCAB)
+    for text in (str(error.value), faults[0].text):
+        assert text.isprintable()
+        assert len(text) < 400
+    assert str(error.value) == f"{target}/{faults[0].text}; convert the checkpoint again"
+
+
+def test_version_that_is_true(target: Path) -> None:
     manifest = json.loads((target / MANIFEST).read_text())
-    del manifest["files"]["config.json"]["sha256"]
-    (target / MANIFEST).write_text(json.dumps(manifest))
-    (fault,) = find_faults(target)
-    assert fault.startswith("config.json has no size and checksum")
+    (target / MANIFEST).write_text(json.dumps(manifest | {"format_version": True}))
+    with pytest.raises(NumpyBloomError, match="format_version is True, expected 1"):
+        told(target)
+
+
+def test_files_that_are_not_listed_in_the_manifest(target: Path) -> None:
+    for name in ("config.json", EMBEDDINGS, "block_000.safetensors"):
+        before = (target / MANIFEST).read_bytes()
+        relist(target, lambda files, name=name: files.pop(name))
+        faults = told(target)
+        assert faults == [
+            f"'{name}' is not listed in manifest.json",
+            f"manifest.json does not list {name}",
+        ]
+        (target / MANIFEST).write_bytes(before)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "number", "text"),
+    [
+        (".exponent_base", 121, "has exponent_base 121, expected 0 to 120"),
+        (".exponent_base", 1 << 63, f"has exponent_base {1 << 63}, expected 0 to 120"),
+        (".exceptions", 0, "has exceptions that are not in order"),
+        (".exceptions", 3 * HIDDEN * HIDDEN << 16, "has exceptions beyond its 3,072 weights"),
+        (".exceptions", (1 << 64) - 1, "has exceptions beyond its 3,072 weights"),
+    ],
+)
+def test_packed_headers(tmp_path: Path, suffix: str, number: int, text: str) -> None:
+    """The last of the numbers beside a packed matrix is another."""
+    checkpoint = Checkpoint(heads=4, hidden=HIDDEN, blocks=BLOCKS, vocab=VOCAB, dtype="bfloat16")
+    name = "self_attention.query_key_value.weight"
+    for place, outlier in ((7, 2.0**90), (2000, -(2.0**-100))):
+        flat = checkpoint.tensors[f"h.0.{name}"].reshape(-1)
+        flat[place] = np.float32(outlier).view(np.uint32) >> 16
+    target = tmp_path / "model"
+    convert(checkpoint.write(tmp_path / "source"), target, "bfloat16-packed")
+    assert told(target, deep=True) == []
+    matrix = Folder.open(target, BLOCKS, HIDDEN, VOCAB).matrices["block_000.safetensors"][name]
+    beside = matrix.beside[suffix]
+    with beside.path.open("r+b") as file:
+        file.seek(beside.offset + beside.nbytes - 8)
+        file.write(number.to_bytes(8, "little"))
+    vouch_for(target)
+    assert told(target) == []
+    assert told(target, deep=True) == [f"{matrix.array} {text}; convert the checkpoint again"]
+    with pytest.raises(NumpyBloomError, match=text), numpy_bloom.load(target):
+        pass
+
+
+def test_every_file_has_its_size_when_a_model_is_loaded(target: Path) -> None:
+    names = json.loads((target / MANIFEST).read_text())["files"]
+    assert {"config.json", "tokenizer.json", EMBEDDINGS} < set(names)
+    for name in names:
+        content = (target / name).read_bytes()
+        (target / name).write_bytes(content + b" ")
+        with pytest.raises(NumpyBloomError, match=f"{name} has .* bytes, expected .*; convert"):
+            Folder.open(target, BLOCKS, HIDDEN, VOCAB)
+        (target / name).write_bytes(content)
+    Folder.open(target, BLOCKS, HIDDEN, VOCAB)
 
 
 def test_no_model(tmp_path: Path, run: Command) -> None:
     with pytest.raises(NumpyBloomError, match="is not a converted model"):
-        list(find_faults(tmp_path))
+        told(tmp_path)
     check_failure(run(verify, tmp_path / "nowhere"), "verify", "is not a folder")

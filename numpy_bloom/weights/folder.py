@@ -4,7 +4,7 @@ docs/format.md describes the format for other tools.
 """
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,10 +12,16 @@ from typing import Any, NamedTuple
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.weights.dtypes import FLOATING
 from numpy_bloom.weights.formats import BY_STORED_DTYPE, Format
+from numpy_bloom.weights.manifest import (
+    ARRAYS_SUFFIX,
+    MANIFEST,
+    check_manifest,
+    check_sizes,
+    entry_fault,
+)
 from numpy_bloom.weights.safetensors_file import StoredArray, read_header
+from numpy_bloom.weights.stored_matrix import StoredMatrix
 
-FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
 EMBEDDINGS = "embeddings.safetensors"
 FINAL_LAYERNORM = "final_layernorm.safetensors"
 LM_HEAD = "lm_head.safetensors"
@@ -125,21 +131,11 @@ def _listing(items: Iterable[str], most: int = 5) -> str:
     return "; ".join(items[:most]) + rest
 
 
-@dataclass(frozen=True)
-class StoredMatrix:
-    """A matrix in a file.
+class FileArrays(NamedTuple):
+    """What one array file holds, by name."""
 
-    Attributes:
-        format: how it is stored.
-        shape: (outputs, inputs).
-        array: where its numbers lie.
-        beside: the small arrays that its format needs, by suffix.
-    """
-
-    format: type[Format]
-    shape: tuple[int, ...]
-    array: StoredArray
-    beside: dict[str, StoredArray]
+    vectors: dict[str, StoredArray]
+    matrices: dict[str, StoredMatrix]
 
 
 @dataclass(frozen=True)
@@ -160,57 +156,101 @@ class Folder:
 
     @classmethod
     def open(cls, path: Path, blocks: int, hidden_size: int, vocab_size: int) -> "Folder":
-        """Read all headers and compare sizes, names and shapes.
+        """Read all headers and compare the sizes of all files, names and shapes.
 
         Raises:
             NumpyBloomError: the folder is no complete converted model.
         """
         manifest = read_manifest(path)
-        files = model_files(blocks, hidden_size, vocab_size)
-        if LM_HEAD in manifest["files"]:
-            files.append(head_file(hidden_size, vocab_size))
+        wrong = next(listing_faults(manifest["files"], blocks), None)
+        if wrong:
+            raise NumpyBloomError(f"{path / MANIFEST} {wrong}; convert the checkpoint again")
+        check_sizes(path, manifest["files"])
         folder = cls(path, {}, {}, manifest)
-        for file in files:
-            _check_size(path / file.name, manifest)
-            folder._add(file)
+        for file in listed_files(manifest["files"], blocks, hidden_size, vocab_size):
+            folder.vectors[file.name], folder.matrices[file.name] = read_file(path, file)
         return folder
 
-    def _add(self, file: ArrayFile) -> None:
-        """Read and check one file's header."""
-        path = self.path / file.name
-        found = read_header(path)
-        expected: dict[str, tuple[Collection[str], tuple[int, ...]]] = {}
-        formats: dict[str, type[Format]] = {}
-        for name, shape in file.shapes.items():
-            if len(shape) == 1 or name not in found or found[name].dtype not in BY_STORED_DTYPE:
-                expected[name] = FLOATING, shape
-            else:
-                formats[name] = BY_STORED_DTYPE[found[name].dtype]
-                for suffix, (dtype, part) in formats[name].arrays(shape).items():
-                    expected[name + suffix] = [dtype], part
-        shapes = {name: shape for name, (_, shape) in expected.items()}
-        check_shapes({name: array.shape for name, array in found.items()}, shapes, path)
-        for name, (dtypes, _) in expected.items():
-            if found[name].dtype not in dtypes:
-                raise NumpyBloomError(
-                    f"{found[name]} has type {found[name].dtype}, expected {' or '.join(dtypes)}"
-                )
-        self.vectors[file.name] = {
-            name: found[name] for name, shape in file.shapes.items() if len(shape) == 1
-        }
-        self.matrices[file.name] = {
-            name: StoredMatrix(
-                format,
-                file.shapes[name],
-                found[name],
-                {suffix: found[name + suffix] for suffix in format.arrays((1, 1)) if suffix},
+
+def listing_faults(names: Collection[str], blocks: int) -> Iterator[str]:
+    """In which array files a manifest differs from what a model of so many blocks has.
+
+    Of very many blocks that are missing, not all are told: the config may ask for any number.
+    """
+    first = range(min(blocks, len(names) + 1))  # not all of these are there if not all blocks are
+    expected = [EMBEDDINGS, FINAL_LAYERNORM, *map(block_file, first)]
+    for name in expected:
+        if name not in names:
+            yield f"does not list {name}"
+    expected.append(LM_HEAD)
+    for name in names:
+        if name.endswith(ARRAYS_SUFFIX) and name not in expected:
+            yield f"lists {name}, which a model of {blocks} blocks does not have"
+
+
+def listed_files(
+    names: Collection[str], blocks: int, hidden_size: int, vocab_size: int
+) -> list[ArrayFile]:
+    """The files of `model_files` and, if a manifest lists it, that of an untied head."""
+    files = model_files(blocks, hidden_size, vocab_size)
+    if LM_HEAD in names:
+        files.append(head_file(hidden_size, vocab_size))
+    return files
+
+
+def read_file(folder: Path, file: ArrayFile) -> FileArrays:
+    """Read and check one file's header.
+
+    Raises:
+        NumpyBloomError: it is missing or unreadable, or holds other arrays.
+    """
+    path = folder / file.name
+    found = read_header(path)
+    expected: dict[str, tuple[Collection[str], tuple[int, ...]]] = {}
+    formats: dict[str, type[Format]] = {}
+    for name, shape in file.shapes.items():
+        if len(shape) == 1 or name not in found or found[name].dtype not in BY_STORED_DTYPE:
+            expected[name] = FLOATING, shape
+        else:
+            formats[name] = BY_STORED_DTYPE[found[name].dtype]
+            for suffix, (dtype, part) in formats[name].arrays(shape).items():
+                expected[name + suffix] = [dtype], part
+    shapes = {name: shape for name, (_, shape) in expected.items()}
+    check_shapes({name: array.shape for name, array in found.items()}, shapes, path)
+    for name, (dtypes, _) in expected.items():
+        if found[name].dtype not in dtypes:
+            raise NumpyBloomError(
+                f"{found[name]} has type {found[name].dtype}, expected {' or '.join(dtypes)}"
             )
-            for name, format in formats.items()
-        }
+    vectors = {name: found[name] for name, shape in file.shapes.items() if len(shape) == 1}
+    matrices = {
+        name: StoredMatrix(
+            format,
+            file.shapes[name],
+            found[name],
+            {suffix: found[name + suffix] for suffix in format.arrays((1, 1)) if suffix},
+        )
+        for name, format in formats.items()
+    }
+    return FileArrays(vectors, matrices)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of a converted folder.
+
+    Raises:
+        NumpyBloomError: there is none, it is of another format version, or an entry is damaged.
+    """
+    manifest = parse_manifest(path)
+    for name, entry in manifest["files"].items():
+        fault = entry_fault(name, entry)
+        if fault:
+            raise NumpyBloomError(f"{path / MANIFEST} {fault}; convert the checkpoint again")
+    return manifest
+
+
+def parse_manifest(path: Path) -> dict[str, Any]:
+    """The same with entries that nobody has looked at.
 
     Raises:
         NumpyBloomError: there is none, or it is of another format version.
@@ -226,25 +266,5 @@ def read_manifest(path: Path) -> dict[str, Any]:
             f"convert a Hugging Face checkpoint with: python -m conversion {path} TARGET"
         )
     manifest = read_json(path / MANIFEST)
-    if manifest.get("format_version") != FORMAT_VERSION:
-        raise NumpyBloomError(
-            f"{path / MANIFEST}: format_version is {manifest.get('format_version')!r}, expected "
-            f"{FORMAT_VERSION}; convert the checkpoint again"
-        )
-    if not isinstance(manifest.get("files"), dict):
-        raise NumpyBloomError(
-            f"{path / MANIFEST}: 'files' is missing; convert the checkpoint again"
-        )
+    check_manifest(manifest, path / MANIFEST)
     return manifest
-
-
-def _check_size(file: Path, manifest: Mapping[str, Any]) -> None:
-    entry = manifest["files"].get(file.name)
-    if not isinstance(entry, dict) or not isinstance(entry.get("size"), int):
-        raise NumpyBloomError(
-            f"{file.parent / MANIFEST} does not list {file.name}; convert the checkpoint again"
-        )
-    size = file.stat().st_size if file.is_file() else None
-    if size != entry["size"]:
-        found = "is missing" if size is None else f"has {size:,} bytes, expected {entry['size']:,}"
-        raise NumpyBloomError(f"{file} {found}; convert the checkpoint again")

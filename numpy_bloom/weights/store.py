@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.weights import formats
-from numpy_bloom.weights.dtypes import FLOATING, Floats, Stored, all_finite, widen
+from numpy_bloom.weights.dtypes import Floats, widen
 from numpy_bloom.weights.files import DirectFiles
-from numpy_bloom.weights.folder import EMBEDDINGS, LM_HEAD, Folder, StoredMatrix
+from numpy_bloom.weights.folder import EMBEDDINGS, LM_HEAD, Folder
 from numpy_bloom.weights.formats import Format
-from numpy_bloom.weights.safetensors_file import StoredArray, read_stored
+from numpy_bloom.weights.safetensors_file import StoredArray
+from numpy_bloom.weights.stored_matrix import StoredMatrix, read_small
 from numpy_bloom.weights.stream import Chunk, Stream
 from numpy_bloom.weights.team import Team
 
@@ -62,15 +62,8 @@ class WeightStore:
         self.stream = Stream(chunks, self._files)
 
     def _format(self, stored: StoredMatrix) -> Format:
-        beside = {suffix: self._read_small(array) for suffix, array in stored.beside.items()}
-        self.vector_bytes += sum(values.nbytes for values in beside.values())
-        return stored.format(stored.shape, beside)
-
-    def _read_small(self, array: StoredArray) -> Stored:
-        values = read_stored(array)
-        if array.dtype in FLOATING and not all_finite(values, array.dtype):
-            raise NumpyBloomError(f"{array} holds NaN or inf; convert the checkpoint again")
-        return values
+        self.vector_bytes += sum(array.nbytes for array in stored.beside.values())
+        return stored.opened()
 
     def vector(self, file: str, name: str) -> Floats:
         """Read a small array as float32.
@@ -79,7 +72,7 @@ class WeightStore:
             NumpyBloomError: it cannot be read, or holds NaN or inf.
         """
         array = self.folder.vectors[file][name]
-        values = widen(self._read_small(array), array.dtype)
+        values = widen(read_small(array), array.dtype)
         self.vector_bytes += values.nbytes
         return values
 

@@ -47,6 +47,9 @@ class Format(ABC):
         dtype: the format's name, as in `--dtype`.
         stored_dtype: of the array; no other format has the same.
         block_rows: rows that lie together and can only be read together.
+
+    Raises:
+        ValueError: what lies beside cannot be; tells what it is.
     """
 
     dtype: ClassVar[str]

@@ -56,8 +56,16 @@ class PackedBFloat16(Format):
 
     def __init__(self, shape: tuple[int, ...], beside: Mapping[str, Stored]) -> None:
         super().__init__(shape, beside)
-        self._base = np.uint16(int(beside[EXPONENT_BASE][0]) << 8)
+        base = int(beside[EXPONENT_BASE][0])
+        if base > BASES - SPAN:
+            raise ValueError(f"exponent_base {base}, expected 0 to {BASES - SPAN}")
+        self._base = np.uint16(base << 8)
         self._exceptions: npt.NDArray[np.uint64] = beside[EXCEPTIONS]
+        positions = self._exceptions >> np.uint64(16)
+        if (positions[1:] <= positions[:-1]).any():
+            raise ValueError("exceptions that are not in order")
+        if positions.size and int(positions[-1]) >= shape[0] * shape[1]:
+            raise ValueError(f"exceptions beyond its {shape[0] * shape[1]:,} weights")
         self._unpacked = BFloat16(shape, {})
 
     @classmethod

@@ -1,0 +1,95 @@
+"""The folder that is made: what may be replaced, what lies beside, how it gets its name."""
+
+import shutil
+from pathlib import Path
+
+from conversion.durable import UNFINISHED, sync_folder
+from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.weights.manifest import MANIFEST
+
+
+def check_replaceable(target: Path) -> None:
+    """See that a folder, if there is one, is a converted model.
+
+    Raises:
+        NumpyBloomError: it is something else.
+    """
+    if target.exists() and not (target / MANIFEST).is_file():
+        raise NumpyBloomError(f"{target} exists and is no converted model; choose another target")
+
+
+def check_space(nbytes: int, folder: Path, way_out: str) -> None:
+    """See that so many bytes more fit the disk of a folder.
+
+    Raises:
+        NumpyBloomError: they do not.
+    """
+    free = free_bytes(folder)
+    if nbytes > free:
+        raise NumpyBloomError(
+            f"the disk of {folder.parent} has {free / 1e9:.3f} GB free, expected "
+            f"{nbytes / 1e9:.3f} GB; free some, {way_out}"
+        )
+
+
+def free_bytes(folder: Path) -> int:
+    """What the disk of a folder has free."""
+    return shutil.disk_usage(folder).free
+
+
+def name_folder(folder: Path, target: Path, replaced: Path, *, overwrite: bool) -> None:
+    """Give a complete folder its name, of which one that has it is relieved.
+
+    Args:
+        folder: has the name `target` in the end.
+        target: its name.
+        replaced: what is renamed to, if `target` is there; it is for the caller to discard.
+        overwrite: whether `target` may be there.
+
+    Raises:
+        NumpyBloomError: it may not.
+        OSError: a name cannot be given; all names are as they were.
+    """
+    discard(replaced)  # of a conversion that was cut off
+    if target.exists() and not overwrite:
+        raise NumpyBloomError(f"{target} has come into being meanwhile; it is kept")
+    try:
+        if target.exists():
+            target.rename(replaced)
+        folder.rename(target)
+    except BaseException:
+        if not target.exists() and replaced.exists():
+            replaced.rename(target)
+        raise
+    sync_folder(target.parent)
+
+
+def beside(target: Path, suffix: str) -> Path:
+    """A path of the conversion's own next to the target."""
+    target = target.resolve()
+    return target.with_name(target.name + suffix)
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder that a conversion left, if there is one."""
+    if folder.exists():
+        check_ours(folder)
+        for file in folder.iterdir():
+            file.unlink()
+        folder.rmdir()
+
+
+def check_ours(folder: Path) -> None:
+    """See that a folder, if there is one, holds only what conversions write.
+
+    Raises:
+        NumpyBloomError: it does not.
+    """
+    names = [file.name for file in folder.iterdir()] if folder.exists() else []
+    suffixes = (".safetensors", ".json")
+    foreign = [name for name in names if not name.removesuffix(UNFINISHED).endswith(suffixes)]
+    if foreign:
+        raise NumpyBloomError(
+            f"{folder} is in the way and holds {foreign[0]}, which no conversion writes; "
+            "move it, or choose another target"
+        )

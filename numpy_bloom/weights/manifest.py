@@ -1,0 +1,81 @@
+"""The list of a converted model's files, and whether they are there as it says."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from numpy_bloom.errors import NumpyBloomError
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+ARRAYS_SUFFIX = ".safetensors"
+SHA256 = re.compile(r"[0-9a-f]{64}")
+LARGEST_FILE = 1 << 63
+"""No file system has larger ones."""
+
+
+def check_manifest(manifest: dict[str, Any], path: Path) -> None:
+    """See that what was parsed is a manifest of the version that we read; its entries are not
+    looked at.
+
+    Raises:
+        NumpyBloomError: it is not.
+    """
+    version = manifest.get("format_version")
+    if type(version) is not int or version != FORMAT_VERSION:  # True is 1, too
+        raise NumpyBloomError(
+            f"{path}: format_version is {_shown(version)}, expected {FORMAT_VERSION}; "
+            "convert the checkpoint again"
+        )
+    if not isinstance(manifest.get("files"), dict):
+        raise NumpyBloomError(f"{path}: 'files' is missing; convert the checkpoint again")
+
+
+def entry_fault(name: str, entry: object) -> str | None:
+    """What is wrong with the entry of one file, if anything is."""
+    printable = name.isprintable() and len(name.encode()) < 256
+    if not printable or name in ("", ".", "..", MANIFEST) or set(name) & set("/\\"):
+        return f"lists {_shown(name)}, expected the name of another file without folders"
+    keys = entry if isinstance(entry, dict) else {}
+    size, checksum = keys.get("size"), keys.get("sha256")
+    if type(size) is not int or not 0 <= size < LARGEST_FILE:
+        return f"says that the size of {_shown(name)} is {_shown(size)}, expected bytes"
+    if not isinstance(checksum, str) or not SHA256.fullmatch(checksum):
+        return f"says that the sha256 of {_shown(name)} is {_shown(checksum)}, expected 64 digits"
+    return None
+
+
+def size_fault(path: Path, size: int) -> str | None:
+    """Why a file is not there with the size that it was written with, if it is not."""
+    try:
+        if path.is_file():
+            found = path.stat().st_size
+            return None if found == size else f"has {found:,} bytes, expected {size:,}"
+        if path.is_symlink() and not path.exists():
+            return f"is a link to {path.readlink()}, which is missing"
+        return "is no file" if path.exists() else "is missing"
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}"
+
+
+def check_sizes(folder: Path, files: dict[str, dict[str, Any]]) -> None:
+    """Compare the sizes of all files with their entries. A text file that is not there is not
+    missed: whoever needs it says so.
+
+    Raises:
+        NumpyBloomError: one is missing or has another size.
+    """
+    for name, entry in files.items():
+        path = folder / name
+        fault = size_fault(path, entry["size"])
+        if fault and (name.endswith(ARRAYS_SUFFIX) or path.exists()):
+            raise NumpyBloomError(f"{path} {fault}; convert the checkpoint again")
+
+
+def _shown(value: object, most: int = 60) -> str:
+    """A value for one line of an error."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of thousands of digits
+        text = "a huge number"
+    return text if len(text) <= most else f"{text[:most]}..."

@@ -1,0 +1,51 @@
+"""Arrays of an array file, with all that is to be read before they can be used."""
+
+from dataclasses import dataclass
+
+from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.weights.dtypes import FLOATING, Stored, all_finite
+from numpy_bloom.weights.formats import Format
+from numpy_bloom.weights.safetensors_file import StoredArray, read_stored
+
+
+@dataclass(frozen=True)
+class StoredMatrix:
+    """A matrix in a file.
+
+    Attributes:
+        format: how it is stored.
+        shape: (outputs, inputs).
+        array: where its numbers lie.
+        beside: the small arrays that its format needs, by suffix.
+    """
+
+    format: type[Format]
+    shape: tuple[int, ...]
+    array: StoredArray
+    beside: dict[str, StoredArray]
+
+    def opened(self) -> Format:
+        """The matrix in its format, with what lies beside it read.
+
+        Raises:
+            NumpyBloomError: that cannot be read, or is damaged.
+        """
+        beside = {suffix: read_small(array) for suffix, array in self.beside.items()}
+        try:
+            return self.format(self.shape, beside)
+        except ValueError as error:
+            raise NumpyBloomError(
+                f"{self.array} has {error}; convert the checkpoint again"
+            ) from error
+
+
+def read_small(array: StoredArray) -> Stored:
+    """A vector, or what lies beside a matrix, in its stored type.
+
+    Raises:
+        NumpyBloomError: it cannot be read, or holds NaN or inf.
+    """
+    values = read_stored(array)
+    if array.dtype in FLOATING and not all_finite(values, array.dtype):
+        raise NumpyBloomError(f"{array} holds NaN or inf; convert the checkpoint again")
+    return values

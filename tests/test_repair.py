@@ -1,0 +1,200 @@
+"""A converted model of which files are gone or damaged: the same command writes just these."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import Checkpoint
+from commands import Command
+from conversions import failing, snapshot
+
+from conversion import __main__ as conversion_command
+from conversion import convert, verify
+from conversion.source_tensor import SourceTensor
+from conversion.verify import find_faults
+from conversion.writer import FolderWriter
+from numpy_bloom.errors import NumpyBloomError, OptionError
+
+BLOCK, OTHER = "block_000.safetensors", "block_001.safetensors"
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    checkpoint = Checkpoint(dtype="bfloat16", lm_head="different", generation_config={"a": 1})
+    return checkpoint.write(tmp_path / "source", shards=3)
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def read_for(
+    monkeypatch: pytest.MonkeyPatch, source: Path, target: Path, **options: Any
+) -> set[str]:
+    """Convert; the tensors that were read for it."""
+    names = set()
+    real = SourceTensor.read_rows
+
+    def read_rows(self: SourceTensor, start: int, stop: int) -> Any:
+        names.add(self.name.removeprefix("transformer."))
+        return real(self, start, stop)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SourceTensor, "read_rows", read_rows)
+        convert(source, target, **options)
+    return names
+
+
+@pytest.mark.parametrize("dtype", ["keep", "int4", "bfloat16-packed"])
+def test_only_what_is_damaged(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    """Each file alone; then one that is gone, with one that is cut off and one that differs, and of
+    these only the first two are seen without a look at checksums."""
+    target = tmp_path / "model"
+    convert(source, target, dtype)
+    whole = snapshot(target)
+    for name in whole.keys() - {"manifest.json"}:
+        (target / name).unlink()
+        read = read_for(monkeypatch, source, target, dtype=dtype)
+        assert snapshot(target) == whole
+        if name.startswith("block_"):
+            assert len(read) == 12
+            assert all(tensor.startswith(f"h.{int(name[6:9])}.") for tensor in read)
+        if name.endswith(".json"):
+            assert read == set()
+    (target / BLOCK).unlink()
+    os.truncate(target / "tokenizer.json", 7)
+    flip(target / OTHER)
+    convert(source, target, dtype)
+    assert snapshot(target) == whole
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "source"]
+
+
+def test_as_verify_says(source: Path, tmp_path: Path, command: Command) -> None:
+    """The command that it prints does what it says."""
+    target = tmp_path / "model"
+    convert(source, target, "int8")
+    whole = snapshot(target)
+    flip(target / BLOCK)
+    (target / OTHER).unlink()
+    told = command(verify, target).err
+    assert f"convert {BLOCK}, {OTHER} again: delete what is there of that" in told
+    (target / BLOCK).unlink()
+    words = told.split(" run python -m conversion ")[1].split(" (SOURCE was 'source')")[0].split()
+    assert command(conversion_command, source, *words[1:]).code == 0
+    assert snapshot(target) == whole
+
+
+def test_what_is_whole_is_not_touched(source: Path, tmp_path: Path) -> None:
+    """Nor one whose files have their sizes: whether to replace that is for the user to say."""
+    convert(source, tmp_path / "model")
+    for damage in (lambda: None, lambda: flip(tmp_path / "model" / BLOCK)):
+        damage()
+        before = snapshot(tmp_path)
+        with pytest.raises(NumpyBloomError, match="model exists; give --overwrite"):
+            convert(source, tmp_path / "model")
+        assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "difference", ["weights", "dtype", "config", "one block less", "no tokenizer"]
+)
+def test_other_sources_and_options(source: Path, tmp_path: Path, difference: str) -> None:
+    """A file that comes out otherwise is not put beside the others."""
+    target = tmp_path / "model"
+    convert(source, target)
+    damaged, dtype = OTHER, "keep"
+    if difference == "weights":  # of the name and the config of the other one
+        Checkpoint(dtype="bfloat16", lm_head="different", seed=1).write(source, shards=3)
+    elif difference == "dtype":
+        dtype = "float32"
+    elif difference == "config":
+        damaged = "config.json"
+        (source / damaged).write_text((source / damaged).read_text() + " ")
+    elif difference == "one block less":
+        shutil.rmtree(source)
+        Checkpoint(blocks=1, dtype="bfloat16", lm_head="different").write(source)
+    else:
+        damaged = "tokenizer.json"
+        (source / damaged).unlink()
+    (target / damaged).unlink()
+    before = snapshot(tmp_path)
+    with pytest.raises(NumpyBloomError) as error:
+        convert(source, target, dtype)
+    assert str(error.value) == (
+        f"{damaged} does not come out of source with the checksum that {target}/manifest.json "
+        f"lists; give the SOURCE and options that {target} was made with, or --overwrite to "
+        "replace it. It is unchanged"
+    )
+    assert snapshot(tmp_path) == before
+
+
+def test_shards_stay(source: Path, tmp_path: Path) -> None:
+    """What is damaged may come of another checkpoint: then its shards must not be gone."""
+    convert(source, tmp_path / "model")
+    (tmp_path / "model" / BLOCK).unlink()
+    before = snapshot(tmp_path)
+    with pytest.raises(OptionError, match=r"is to be repaired.*do without --delete-source"):
+        convert(source, tmp_path / "model", keep_source=False)
+    assert snapshot(tmp_path) == before
+
+
+def interruptions() -> list[tuple[Any, str, int]]:
+    return [
+        *((SourceTensor, "read_rows", call) for call in (1, 12, 13, 24)),
+        *((os, "fsync", call) for call in range(1, 12)),
+        *((os, "replace", call) for call in range(1, 8)),
+    ]
+
+
+@pytest.mark.parametrize(("owner", "name", "call"), interruptions())
+def test_interruptions(
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: Any,
+    name: str,
+    call: int,
+) -> None:
+    """Wherever a repair ends, no file of the model is other than it was written, and the next run
+    completes it."""
+    target = tmp_path / "model"
+    convert(source, target)
+    whole = snapshot(target)
+    (target / BLOCK).unlink()
+    (target / OTHER).unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, failing(getattr(owner, name), call, KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            convert(source, target)
+    assert snapshot(target).items() <= whole.items()
+    if snapshot(target) != whole:
+        convert(source, target)
+    assert snapshot(target) == whole
+    assert list(find_faults(target, deep=True)) == []
+
+
+def test_one_at_a_time(source: Path, tmp_path: Path) -> None:
+    convert(source, tmp_path / "model")
+    (tmp_path / "model" / BLOCK).unlink()
+    with (
+        FolderWriter(tmp_path / "model", overwrite=False),
+        pytest.raises(NumpyBloomError, match="another conversion is writing"),
+    ):
+        convert(source, tmp_path / "model")
+
+
+def test_a_tied_head_stays_tied(tmp_path: Path) -> None:
+    """The checkpoint repeats its embeddings as the head; the model has one file for both."""
+    source = Checkpoint(lm_head="equal").write(tmp_path / "source")
+    convert(source, tmp_path / "model")
+    whole = snapshot(tmp_path / "model")
+    assert "lm_head.safetensors" not in whole
+    (tmp_path / "model" / "embeddings.safetensors").unlink()
+    convert(source, tmp_path / "model")
+    assert snapshot(tmp_path / "model") == whole
