@@ -13,7 +13,6 @@ from conversion.durable import sha256
 from numpy_bloom.command import parser, run_command
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.model.config import BloomConfig
-from numpy_bloom.weights.dtypes import STORED
 from numpy_bloom.weights.folder import (
     FileArrays,
     listed_files,
@@ -219,19 +218,7 @@ def _bad_numbers(file: str, arrays: FileArrays) -> Iterator[Fault]:
 def _finite(matrix: StoredMatrix) -> bool:
     """Whether all numbers of a matrix are finite, looked at a tile at a time."""
     format = matrix.opened()
-    rows, columns = matrix.shape
-    for start in range(0, rows, format.tile_rows):
-        stop = min(start + format.tile_rows, rows)
-        begin, end = format.nbytes(start, columns), format.nbytes(stop, columns)
-        content = np.fromfile(
-            matrix.array.path,
-            STORED["uint8"],
-            count=end - begin,
-            offset=matrix.array.offset + begin,
-        )
-        if not np.isfinite(format.widen(format.tile(content, slice(start, stop)))).all():
-            return False
-    return True
+    return all(np.isfinite(format.widen(tile)).all() for tile in matrix.tiles(format))
 
 
 if __name__ == "__main__":

@@ -47,7 +47,9 @@ def read_arrays(path: Path) -> dict[str, tuple[str, Array]]:
     content = path.read_bytes()
     start = 8 + int.from_bytes(content[:8], "little")
     arrays = {}
-    for name, entry in json.loads(content[8:start]).items():
+    header = json.loads(content[8:start])
+    header.pop("__metadata__", None)
+    for name, entry in header.items():
         begin, end = entry["data_offsets"]
         values = np.frombuffer(content[start + begin : start + end], NUMPY[entry["dtype"]])
         arrays[name] = entry["dtype"], values.reshape(entry["shape"])

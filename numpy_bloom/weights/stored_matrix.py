@@ -1,10 +1,11 @@
 """Arrays of an array file, with all that is to be read before they can be used."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.weights.dtypes import FLOATING, Stored, all_finite
-from numpy_bloom.weights.formats import Format
+from numpy_bloom.weights.formats import Format, Tile
 from numpy_bloom.weights.safetensors_file import StoredArray, read_stored
 
 
@@ -37,6 +38,21 @@ class StoredMatrix:
             raise NumpyBloomError(
                 f"{self.array} has {error}; convert the checkpoint again"
             ) from error
+
+    def tiles(self, format: Format) -> Iterator[Tile]:
+        """All rows in order, some of them at a time, as `format.widen` wants them; of a floating
+        type, the stored numbers.
+
+        Raises:
+            NumpyBloomError: they cannot be read.
+        """
+        rows, columns = self.shape
+        for start in range(0, rows, format.tile_rows):
+            stop = min(start + format.tile_rows, rows)
+            begin, end = format.nbytes(start, columns), format.nbytes(stop, columns)
+            place = self.array.offset + begin
+            part = StoredArray(self.array.path, self.array.name, "uint8", (end - begin,), place)
+            yield format.tile(read_stored(part), slice(start, stop))
 
 
 def read_small(array: StoredArray) -> Stored:

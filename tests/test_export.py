@@ -1,0 +1,352 @@
+"""`python -m conversion.export`: a checkpoint again, with the bits of the one that it came of."""
+
+import errno
+import json
+import os
+import shutil
+import tracemalloc
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from checkpoints import Checkpoint, as_float32, stored
+from commands import Command, check_failure
+from conversions import failing, read_arrays, read_matrix, snapshot
+
+from conversion import convert
+from conversion import export as export_command
+from conversion.checkpoint import open_checkpoint, strip_prefix
+from conversion.export import export
+from numpy_bloom.errors import NumpyBloomError
+
+CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+SMALL = 20_000
+"""Bytes of a shard that make several of a small model."""
+Arrays = dict[str, tuple[str, Any]]
+
+
+def several(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export_command, "SHARD_BYTES", SMALL)
+
+
+def exported(folder: Path) -> Arrays:
+    """Type and numbers of all tensors, read as the index says."""
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        assert [path.name for path in folder.glob("*.safetensors")] == ["model.safetensors"]
+        return read_arrays(folder / "model.safetensors")
+    content = json.loads(index.read_text())
+    places: dict[str, str] = content["weight_map"]
+    shards = sorted(set(places.values()))
+    count = len(shards)
+    assert shards == [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+    assert {path.name for path in folder.glob("*.safetensors")} == set(shards)
+    arrays: Arrays = {}
+    for shard in shards:
+        found = read_arrays(folder / shard)
+        assert found.keys() == {name for name, place in places.items() if place == shard}
+        arrays |= found
+    assert content["metadata"] == {"total_size": sum(a.nbytes for _, a in arrays.values())}
+    return arrays
+
+
+@pytest.mark.parametrize(
+    ("dtype", "lm_head", "tied", "shards"),
+    [
+        ("float32", None, True, "several"),
+        ("float16", None, None, "one"),
+        ("bfloat16", "equal", False, "several"),
+        ("float16", "equal", None, "several"),
+        ("bfloat16", "different", True, "one"),
+        ("float32", "different", False, "several"),
+    ],
+)
+def test_bits(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: str,
+    lm_head: str | None,
+    tied: bool | None,
+    shards: str,
+) -> None:
+    """Every tensor has its name, type and bits; what else there was is copied; and what is
+    converted of it is what was converted before, byte for byte."""
+    checkpoint = Checkpoint(
+        dtype=dtype,
+        lm_head=lm_head,
+        config={} if tied is None else {"tie_word_embeddings": tied},
+        generation_config={"eos_token_id": 2},
+    )
+    source = checkpoint.write(tmp_path / "first" / "name")
+    convert(source, tmp_path / "model")
+    if shards == "several":
+        several(monkeypatch)
+    hf_folder = tmp_path / "second" / "name"
+    export(tmp_path / "model", hf_folder)
+    expected = dict(checkpoint.tensors)
+    if lm_head == "equal" and tied is not False:
+        del expected["lm_head.weight"]  # transformers ties it
+    arrays = exported(hf_folder)
+    assert (len(list(hf_folder.glob("*.safetensors"))) > 1) == (shards == "several")
+    assert arrays.keys() == {
+        name if name == "lm_head.weight" else f"transformer.{name}" for name in expected
+    }
+    for name, tensor in expected.items():
+        code, values = arrays[name if name == "lm_head.weight" else f"transformer.{name}"]
+        assert code == CODES[dtype]
+        np.testing.assert_array_equal(values, tensor, strict=True)
+    before, after = snapshot(source), snapshot(hf_folder)
+    for name in ("config.json", "tokenizer.json", "generation_config.json"):
+        assert after[name] == before[name]
+    convert(hf_folder, tmp_path / "again")
+    assert snapshot(tmp_path / "again") == snapshot(tmp_path / "model")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "first", "model", "second"]
+
+
+@pytest.mark.parametrize("shards", ["one", "several"])
+def test_mixed_types_and_extremes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: str
+) -> None:
+    """Each tensor has a type of its own, signs of zeros and the smallest numbers stay."""
+    checkpoint = Checkpoint()
+    for place, (name, tensor) in enumerate(checkpoint.tensors.items()):
+        tensor.reshape(-1)[:4] = [-0.0, 0.0, 1e-40, -3e38 if place % 3 != 1 else 6e4]
+        checkpoint.tensors[name] = stored(tensor, list(CODES)[place % 3])
+    convert(checkpoint.write(tmp_path / "first" / "name"), tmp_path / "model")
+    if shards == "several":
+        several(monkeypatch)
+    export(tmp_path / "model", tmp_path / "second" / "name")
+    arrays = exported(tmp_path / "second" / "name")
+    for name, tensor in checkpoint.tensors.items():
+        _, values = arrays[f"transformer.{name}"]
+        assert values.dtype == tensor.dtype
+        assert values.tobytes() == tensor.tobytes()
+    convert(tmp_path / "second" / "name", tmp_path / "again")
+    assert snapshot(tmp_path / "again") == snapshot(tmp_path / "model")
+
+
+def test_packed(tmp_path: Path) -> None:
+    """bfloat16 again, with the weights beyond the packed exponents."""
+    checkpoint = Checkpoint(hidden=64, dtype="bfloat16")
+    for name, tensor in checkpoint.tensors.items():
+        if "weight" in name:
+            tensor.reshape(-1)[:2] = [0x8000, 0x7F7F]  # -0 and the largest number
+    convert(checkpoint.write(tmp_path / "first" / "name"), tmp_path / "model", "bfloat16-packed")
+    export(tmp_path / "model", tmp_path / "second" / "name")
+    for name, (code, values) in exported(tmp_path / "second" / "name").items():
+        assert code == "BF16"
+        tensor = checkpoint.tensors[name.removeprefix("transformer.")]
+        np.testing.assert_array_equal(values, tensor, strict=True)
+    convert(tmp_path / "second" / "name", tmp_path / "again", "bfloat16-packed")
+    assert snapshot(tmp_path / "again") == snapshot(tmp_path / "model")
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_integers(tmp_path: Path, dtype: str) -> None:
+    """What they stand for, in float32, within the roundings of their products; vectors as they
+    were."""
+    checkpoint = Checkpoint(hidden=32, heads=4, dtype="bfloat16")
+    convert(checkpoint.write(tmp_path / "source"), tmp_path / "model", dtype, head_dtype=dtype)
+    export(tmp_path / "model", tmp_path / "hf")
+    for key, (code, values) in exported(tmp_path / "hf").items():
+        name = key.removeprefix("transformer.")
+        tensor = checkpoint.tensors[name]
+        if tensor.ndim == 1:
+            assert code == "BF16"
+            np.testing.assert_array_equal(values, tensor, strict=True)
+            continue
+        assert code == "F32"
+        file = "embeddings" if name.startswith("word") else f"block_{int(name[2]):03d}"
+        array = name if file == "embeddings" else name[4:]
+        found, decoded = read_matrix(
+            tmp_path / "model" / f"{file}.safetensors", array, tensor.shape
+        )
+        assert found == dtype
+        np.testing.assert_allclose(values, decoded, rtol=2**-22, atol=0)
+        assert np.abs(values - as_float32(tensor)).max() < 1  # near the original, too
+
+
+def test_metadata_and_readers(tmp_path: Path) -> None:
+    """Our own reader of checkpoints, and what transformers looks for in the header."""
+    checkpoint = Checkpoint()
+    convert(checkpoint.write(tmp_path / "source"), tmp_path / "model")
+    export(tmp_path / "model", tmp_path / "hf")
+    assert strip_prefix(open_checkpoint(tmp_path / "hf")).keys() == checkpoint.tensors.keys()
+    with (tmp_path / "hf/model.safetensors").open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    assert header["__metadata__"] == {"format": "pt"}
+
+
+def test_a_shard_is_no_larger_than_it_may_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for one that is a single file of the model, here the embeddings; no block is torn."""
+    convert(Checkpoint(blocks=5).write(tmp_path / "source"), tmp_path / "model")
+    block = 4 * sum(t.size for n, t in Checkpoint().tensors.items() if n.startswith("h.0."))
+    monkeypatch.setattr(export_command, "SHARD_BYTES", 2 * block)
+    export(tmp_path / "model", tmp_path / "hf")
+    monkeypatch.setattr(export_command, "SHARD_BYTES", 2 * block - 1)
+    export(tmp_path / "model", tmp_path / "smaller")
+    parts = []
+    for folder in ("hf", "smaller"):
+        index = json.loads((tmp_path / folder / "model.safetensors.index.json").read_text())
+        shards: dict[str, set[str]] = {}
+        for name, shard in index["weight_map"].items():
+            shards.setdefault(shard, set()).add(name.removeprefix("transformer.")[:3])
+        parts.append(list(shards.values()))
+    first, last = {"wor"}, {"h.4", "ln_"}
+    assert parts[0] == [first, {"h.0", "h.1"}, {"h.2", "h.3"}, last]
+    assert parts[1] == [first, {"h.0"}, {"h.1"}, {"h.2"}, {"h.3"}, last]
+
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "call", "error"),
+    [
+        *((os, "fsync", call, FULL) for call in range(1, 20, 6)),
+        *((os, "fsync", call, KeyboardInterrupt()) for call in (2, 12)),
+        *((os, "write", call, FULL) for call in (1, 20)),
+        *((os, "replace", call, KeyboardInterrupt()) for call in (1, 8)),
+        (os, "rename", 1, FULL),
+    ],
+)
+def test_interruptions(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: Any,
+    name: str,
+    call: int,
+    error: BaseException,
+) -> None:
+    """Wherever it ends there is no such folder; the next run makes what an undisturbed one makes,
+    and writes no complete shard again."""
+    convert(Checkpoint().write(tmp_path / "source"), tmp_path / "model")
+    several(monkeypatch)
+    export(tmp_path / "model", tmp_path / "hf")
+    expected = snapshot(tmp_path / "hf")
+    shutil.rmtree(tmp_path / "hf")
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, failing(getattr(owner, name), call, error))
+        with pytest.raises((NumpyBloomError, KeyboardInterrupt)):
+            export(tmp_path / "model", tmp_path / "hf")
+    assert not (tmp_path / "hf").exists()
+    partial = tmp_path / "hf.partial"
+    left = list(partial.glob("*.safetensors")) if partial.exists() else []
+    assert all(path.read_bytes() == expected[path.name] for path in left)
+    journal = tmp_path / "hf.partial.json"
+    noted = json.loads(journal.read_text())["files"] if journal.exists() else {}
+    times = {name: (partial / name).stat().st_mtime_ns for name in noted}
+    export(tmp_path / "model", tmp_path / "hf")
+    assert snapshot(tmp_path / "hf") == expected
+    assert {name: (tmp_path / "hf" / name).stat().st_mtime_ns for name in noted} == times
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "model", "source"]
+
+
+def test_what_was_begun_of_another_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a model that has been converted again meanwhile, or cut into other shards, none stays."""
+    source = Checkpoint().write(tmp_path / "source")
+    convert(source, tmp_path / "model")
+    several(monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", failing(os.fsync, 14, KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            export(tmp_path / "model", tmp_path / "hf")
+    assert list((tmp_path / "hf.partial").glob("*.safetensors"))
+    shutil.copytree(tmp_path / "hf.partial", tmp_path / "copy.partial")
+    shutil.copy(tmp_path / "hf.partial.json", tmp_path / "copy.partial.json")
+    monkeypatch.setattr(export_command, "SHARD_BYTES", 2 * SMALL)
+    export(tmp_path / "model", tmp_path / "hf")
+    exported(tmp_path / "hf")
+    monkeypatch.setattr(export_command, "SHARD_BYTES", SMALL)
+    changed = Checkpoint(seed=1)
+    convert(changed.write(source), tmp_path / "model", overwrite=True)
+    export(tmp_path / "model", tmp_path / "copy")
+    for name, (_, values) in exported(tmp_path / "copy").items():
+        np.testing.assert_array_equal(values, changed.tensors[name.removeprefix("transformer.")])
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "model"])
+def test_what_exists_is_kept(tmp_path: Path, command: Command, kind: str) -> None:
+    convert(Checkpoint().write(tmp_path / "source"), tmp_path / "model")
+    hf_folder = tmp_path / ("model" if kind == "model" else "hf")
+    if kind == "folder":
+        hf_folder.mkdir()
+    elif kind == "file":
+        hf_folder.write_text("mine")
+    before = snapshot(tmp_path)
+    result = command(export_command, tmp_path / "model", hf_folder)
+    check_failure(result, "export", f"{hf_folder} exists; choose another folder")
+    assert snapshot(tmp_path) == before
+
+
+def test_damaged_models(tmp_path: Path) -> None:
+    """One bit in any file: nothing is written under the name, and complete shards stay complete."""
+    source = Checkpoint().write(tmp_path / "source")
+    convert(source, tmp_path / "model")
+    for name in snapshot(tmp_path / "model").keys() - {"manifest.json"}:
+        path = tmp_path / "model" / name
+        content = path.read_bytes()
+        path.write_bytes(content[:-2] + bytes([content[-2] ^ 1]) + content[-1:])
+        with pytest.raises(NumpyBloomError) as error:
+            export(tmp_path / "model", tmp_path / "hf")
+        if name != "config.json":  # which may be no JSON any more
+            assert str(error.value) == (
+                f"{path} is not as it was written; for a way out: "
+                f"python -m conversion.verify {tmp_path / 'model'}"
+            )
+        path.write_bytes(content)
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "source"]
+
+
+def test_no_model(tmp_path: Path, command: Command) -> None:
+    check_failure(
+        command(export_command, tmp_path / "no", tmp_path / "hf"), "export", "not a folder"
+    )
+    source = Checkpoint().write(tmp_path / "source")
+    check_failure(
+        command(export_command, source, tmp_path / "hf"), "export", "is not a converted model"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_little_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told before the first byte: what an export takes must fit, to the byte."""
+    checkpoint = Checkpoint()
+    convert(checkpoint.write(tmp_path / "source"), tmp_path / "model")
+    needed = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(needed, 1, needed - 1))
+    with pytest.raises(NumpyBloomError, match=r"GB free, expected .*or choose another folder"):
+        export(tmp_path / "model", tmp_path / "hf")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "source"]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(needed, 0, needed))
+    export(tmp_path / "model", tmp_path / "hf")
+
+
+def test_command(tmp_path: Path, command: Command) -> None:
+    convert(Checkpoint().write(tmp_path / "source"), tmp_path / "model")
+    result = command(export_command, tmp_path / "model", tmp_path / "hf")
+    assert (result.code, result.out) == (0, "")
+    assert result.err.startswith("export: writes 0.000 GB in 1 shards, of ")
+    assert exported(tmp_path / "hf")
+
+
+@pytest.mark.parametrize("dtype", ["keep", "int4"])
+def test_memory(tmp_path: Path, dtype: str) -> None:
+    """A matrix of 32 MB passes through less than 20 MB."""
+    rows = 32_000_000 // 256 // 4
+    checkpoint = Checkpoint(hidden=256, blocks=1, config={"vocab_size": rows})
+    checkpoint.tensors["word_embeddings.weight"] = np.ones((rows, 256), np.float32)
+    convert(checkpoint.write(tmp_path / "source"), tmp_path / "model", head_dtype=dtype)
+    tracemalloc.start()
+    try:
+        export(tmp_path / "model", tmp_path / "hf")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 20_000_000
+    shutil.rmtree(tmp_path)  # pytest keeps the folders of its last runs
