@@ -40,8 +40,8 @@ def convert(
     completes a model at `target` of which files are gone: those, and any that are damaged. Every
     name and, of shards that are there, every shape is checked before anything is written; every
     number is checked to be finite. Norms and biases keep their type. A tensor is read some 4 MB at
-    a time (for int4, 512 rows if they are more; whole if it is stored transposed), and twice for
-    the integers and for bfloat16-packed, which must know it before its first row is written.
+    a time (for int4, 512 rows if they are more), and twice for the integers and for
+    bfloat16-packed, which must know it before its first row is written.
 
     Args:
         source: a local folder, or a name on the Hugging Face hub such as `bigscience/bloom-560m`,

@@ -8,7 +8,7 @@ from itertools import chain
 import numpy as np
 from tqdm import tqdm
 
-from conversion.source_tensor import SourceTensor, row_major
+from conversion.source_tensor import SourceTensor
 from conversion.writer import FolderWriter
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.weights.dtypes import STORED, Stored, all_finite, widen
@@ -43,10 +43,8 @@ def bytes_to_read(tensor: SourceTensor, encoder: Encoder) -> int:
 
 
 def largest_stretch(tensor: SourceTensor, block_rows: int) -> int:
-    """Bytes of a tensor that are read at once; all of it if it is stored transposed."""
+    """Bytes of a tensor that are read at once."""
     nbytes = math.prod(tensor.shape) * STORED[tensor.dtype].itemsize
-    if tensor.strides != row_major(tensor.shape):
-        return nbytes
     rows = next(stretches(tensor, block_rows), slice(0, 0))
     return nbytes // max(1, tensor.shape[0]) * rows.stop
 

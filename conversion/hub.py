@@ -10,6 +10,8 @@ from conversion.checkpoint import INDEX_SUFFIX
 from conversion.durable import PIECE_BYTES
 from conversion.source import COPIED
 from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.tokenizer import MOST_BYTES, TOKENIZER
+from numpy_bloom.weights.bounded import MOST_JSON_BYTES
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 ATTEMPTS = 3
@@ -20,7 +22,8 @@ class HubSource:
     """A model on the hub; `folder` holds what is there of it.
 
     Raises:
-        NumpyBloomError: there is no such model or no way to it, or something else is in the way.
+        NumpyBloomError: there is no such model or no way to it, something else is in the way, or a
+            small file is none.
     """
 
     def __init__(self, name: str, folder: Path, *, drops: bool) -> None:
@@ -48,8 +51,13 @@ class HubSource:
             )
         for unfinished in self._own.rglob("*.incomplete"):
             unfinished.unlink()  # of a run that was cut off; never taken up again
-        for file in self.sizes:
+        for file, size in self.sizes.items():
             if file in COPIED or (file.endswith(INDEX_SUFFIX) and "/" not in file):
+                most = MOST_BYTES if file == TOKENIZER else MOST_JSON_BYTES
+                if size > most:
+                    raise NumpyBloomError(
+                        f"{file} of {name} has {size:,} bytes, expected at most {most:,}"
+                    )
                 self.fetch(file)
 
     def identity(self, name: str) -> object:

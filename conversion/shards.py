@@ -4,9 +4,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from conversion.checkpoint import SourceTensor, find_shards, open_shards, strip_prefix
-from conversion.source import Source
+from conversion.source import COPIED, Source
 from numpy_bloom.errors import NumpyBloomError
-from numpy_bloom.model.config import BloomConfig
+from numpy_bloom.model.config import read_config
+from numpy_bloom.tokenizer import TOKENIZER, read_tokenizer
 from numpy_bloom.weights.folder import (
     ArrayFile,
     check_shapes,
@@ -28,14 +29,18 @@ class Checkpoint:
         tensors: those of opened shards, by names without prefix.
 
     Raises:
-        NumpyBloomError: config.json or the index is malformed, or the index names other tensors
-            than a BLOOM has.
+        NumpyBloomError: a file that is to be copied or the index is malformed, or the index names
+            other tensors than a BLOOM has.
     """
 
     def __init__(self, source: Source) -> None:
         self._source = source
+        self.config = read_config(source.folder)
         self._values: dict[str, Any] = read_json(source.folder / "config.json")
-        self.config = BloomConfig.from_dict(self._values)
+        for name in COPIED:
+            if name in source.sizes and name != TOKENIZER:
+                read_json(source.folder / name)
+        read_tokenizer(source.folder)
         self.shards = find_shards(source.folder, source.sizes)
         listed = {name: file for file, names in self.shards.items() for name in names}
         self._places = strip_prefix(listed)  # nothing, of a single file that is not opened

@@ -50,18 +50,24 @@ class Source(Protocol):
 class LocalSource:
     """A folder. Its shards stay, unless they are to be deleted.
 
+    Links may stay within it, or be those of the hub's cache; else a checkpoint could have any file
+    of this machine copied, or read in place of its own.
+
     Raises:
-        NumpyBloomError: it cannot be read, or a link is to be deleted.
+        NumpyBloomError: it cannot be read, a link leads out of it or to nothing, or is to be
+            deleted.
     """
 
     def __init__(self, folder: Path, *, drops: bool) -> None:
         self.name = folder.resolve().name
         self.folder = folder
         self.drops = drops
+        names = names_in(folder)
+        for name in names:
+            if (folder / name).is_symlink():
+                _check_link(folder / name)
         self.sizes = {
-            name: (folder / name).stat().st_size
-            for name in names_in(folder)
-            if (folder / name).is_file()
+            name: (folder / name).stat().st_size for name in names if not (folder / name).is_dir()
         }
         links = [name for name in self.sizes if drops and (folder / name).is_symlink()]
         if links:
@@ -94,3 +100,25 @@ class LocalSource:
 
     def close(self) -> None:
         """The folder stays, with all that is no shard."""
+
+
+def _check_link(link: Path) -> None:
+    """See that a link stays within its folder.
+
+    In the hub's cache, the files of `snapshots/<commit>` are links to `../../blobs/<checksum>`
+    (https://huggingface.co/docs/huggingface_hub/guides/manage-cache).
+
+    Raises:
+        NumpyBloomError: it does not, or leads to nothing.
+    """
+    folder = link.parent.resolve()
+    try:
+        goal = link.resolve(strict=True)
+    except (OSError, RuntimeError) as error:  # the latter for loops, before Python 3.13
+        raise NumpyBloomError(f"{link} is a link to nothing; download it again") from error
+    cached = folder.parent.name == "snapshots" and goal.parent == folder.parent.parent / "blobs"
+    if not cached and not goal.is_relative_to(folder):
+        raise NumpyBloomError(
+            f"{link} is a link out of the checkpoint's folder, to {goal}; expected a file. If you "
+            "trust it, replace it by a copy"
+        )

@@ -54,8 +54,8 @@ class SourceTensor:
     def read_rows(self, start: int, stop: int) -> Stored:
         """Read the rows `start` to `stop` (excluded) along axis 0; a 0-d tensor is one row.
 
-        Only the bytes from the first to the last element are read: of a row-major tensor nothing
-        but these rows; of a transposed one nearly the whole storage.
+        Of a row-major tensor nothing but these rows is read; of another one the pages on which
+        their elements lie.
 
         Returns:
             Row-major array (stop - start, *shape[1:]) of NumPy type `STORED[dtype]`.
@@ -71,8 +71,9 @@ class SourceTensor:
         itemsize = STORED[self.dtype].itemsize
         count = extent(shape, strides)
         offset = self.offset + start * strides[0] * itemsize
+        mapped = strides != row_major(shape)
         try:
-            span: Any = np.fromfile(self.path, STORED[self.dtype], count=count, offset=offset)
+            span = self._span(count, offset, mapped=mapped)
         except OSError as error:
             raise NumpyBloomError(f"cannot read {self}: {error}") from error
         if span.size != count:
@@ -81,4 +82,12 @@ class SourceTensor:
         rows: Stored = np.ndarray(
             shape, span.dtype, buffer=span, strides=[stride * itemsize for stride in strides]
         )
-        return np.ascontiguousarray(rows)
+        return np.array(rows, order="C") if mapped else rows
+
+    def _span(self, count: int, offset: int, *, mapped: bool) -> Any:
+        """So many elements from an offset on, or fewer if the file ends; read, or mapped."""
+        dtype = STORED[self.dtype]
+        left = max(0, self.path.stat().st_size - offset) // dtype.itemsize
+        if mapped and 0 < count <= left:
+            return np.memmap(self.path, dtype, "r", offset, shape=(count,))
+        return np.fromfile(self.path, dtype, count=min(count, left), offset=offset)

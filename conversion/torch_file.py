@@ -5,6 +5,8 @@ the tensors, and `<prefix>/data/<key>` with the bytes of one storage each; sever
 views of one storage (https://docs.pytorch.org/docs/stable/notes/serialization.html).
 """
 
+import io
+import math
 import struct
 import zipfile
 from dataclasses import dataclass
@@ -14,10 +16,13 @@ from typing import BinaryIO
 from conversion.source_tensor import SourceTensor, extent
 from conversion.torch_pickle import Tensor, read_pickle
 from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.weights.bounded import open_regular
 from numpy_bloom.weights.dtypes import STORED
 
 MOST_PICKLE_BYTES = 1_000_000
 """The state dict of the largest BLOOM, 846 tensors in one file, takes 151 kB."""
+MOST_DIRECTORY_BYTES = 1_000_000
+"""Of the list of entries, which zipfile reads as a whole: 846 storages take less than 100 kB."""
 
 STORAGE_DTYPES = {
     "torch.FloatStorage": "float32",
@@ -27,6 +32,8 @@ STORAGE_DTYPES = {
 
 _LOCAL_HEADER = b"PK\x03\x04"
 _LOCAL_HEADER_BYTES = 30
+ENCRYPTED = 1
+"""The flag of an entry's bit 0."""
 
 # What zipfile, pickletools and the machine for pickles raise on malformed bytes.
 _MALFORMED = (
@@ -35,7 +42,6 @@ _MALFORMED = (
     struct.error,
     ValueError,
     LookupError,
-    MemoryError,
     DeprecationWarning,  # an invalid escape in a string, where warnings are errors
 )
 
@@ -46,10 +52,11 @@ def read_torch_file(path: Path) -> dict[str, SourceTensor]:
     Raises:
         NumpyBloomError: the file is missing, truncated or malformed, is of the format before
             PyTorch 1.6, holds anything but named tensors of a type in `STORED`, its pickle asks
-            for anything that a state dict does not need, or a tensor reaches beyond its storage.
+            for anything that a state dict does not need, or a tensor reaches beyond its storage or
+            is larger than it.
     """
     try:
-        with path.open("rb") as file:
+        with _Bounded(open_regular(path).detach()) as file:
             if file.read(4) != _LOCAL_HEADER:
                 raise NumpyBloomError(
                     f"{path} is not in the zip format that torch.save writes since PyTorch 1.6; "
@@ -89,11 +96,21 @@ class _Entry:
     size: int
 
 
+class _Bounded(io.BufferedReader):
+    """A file of which at most so much is read at once."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > MOST_DIRECTORY_BYTES:
+            raise ValueError(f"a list of entries of {size:,} bytes")
+        return super().read(size)
+
+
 def _entries(file: BinaryIO, path: Path) -> tuple[str, dict[str, _Entry]]:
     """The prefix of all names (with its slash), and where each entry's bytes lie."""
     entries: dict[str, _Entry] = {}
     with zipfile.ZipFile(file) as archive:
-        for info in archive.infolist():
+        free = 0
+        for info in sorted(archive.infolist(), key=lambda info: info.header_offset):
             if info.filename in entries:
                 raise NumpyBloomError(f"{path} has two entries named {info.filename!r}")
             if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
@@ -101,7 +118,18 @@ def _entries(file: BinaryIO, path: Path) -> tuple[str, dict[str, _Entry]]:
                     f"{path}: the entry {info.filename!r} is compressed or its two sizes differ; "
                     "torch.save stores everything as it is"
                 )
-            entries[info.filename] = _Entry(_data_offset(file, info, path), info.file_size)
+            if info.flag_bits & ENCRYPTED:
+                raise NumpyBloomError(
+                    f"{path}: the entry {info.filename!r} is encrypted; torch.save encrypts nothing"
+                )
+            offset = _data_offset(file, info, path)
+            if info.header_offset < free:
+                raise NumpyBloomError(
+                    f"{path}: the entry {info.filename!r} overlaps the one before it; "
+                    "torch.save writes one after the other"
+                )
+            free = offset + info.file_size
+            entries[info.filename] = _Entry(offset, info.file_size)
     pickles = [name for name in entries if name.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise NumpyBloomError(
@@ -153,5 +181,10 @@ def _locate(name: str, tensor: Tensor, path: Path, entry: _Entry | None) -> Sour
         raise NumpyBloomError(
             f"'{name}' in {path} does not lie within its storage of {storage.numel:,} elements: "
             f"offset {tensor.offset}, size {size}, stride {stride}"
+        )
+    if math.prod(size) > storage.numel:
+        raise NumpyBloomError(
+            f"'{name}' in {path} has size {size}, more than the {storage.numel:,} elements of its "
+            "storage, which it repeats; save a contiguous copy"
         )
     return SourceTensor(name, dtype, size, path, entry.offset + tensor.offset * itemsize, stride)

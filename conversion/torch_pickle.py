@@ -10,7 +10,7 @@ only strings as keys, and calls nothing; three function names make it push a des
 import pickletools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from numpy_bloom.errors import NumpyBloomError
 
@@ -20,6 +20,9 @@ FUNCTIONS = {
     "torch._utils._rebuild_parameter",
 }
 MOST_AXES = 8
+MOST_NAME = 100
+"""Characters of a function's name: longer ones could be put together again and again."""
+MOST_NUMBER = 1 << 63
 
 
 @dataclass(frozen=True)
@@ -140,16 +143,23 @@ def _text(value: object) -> str:
 
 def _find(name: str, path: Path) -> _Global:
     # Storages of other types may be mentioned, so that the error can name the tensor that has one.
-    if name in FUNCTIONS or (name.startswith("torch.") and name.endswith("Storage")):
+    storage = name.startswith("torch.") and name.endswith("Storage") and len(name) < MOST_NAME
+    if storage or name in FUNCTIONS:
         return _Global(name)
     raise _refusal(path, repr(name[:200]))
 
 
 def _storage(persistent_id: object, path: Path) -> Storage:
     match persistent_id:
-        case ("storage", _Global(name), str(key), str(), int(numel)) if name not in FUNCTIONS:
+        case ("storage", _Global(name), str(key), str(), numel) if (
+            name not in FUNCTIONS and _is_count(numel)
+        ):
             return Storage(name, key, numel)
     raise _refusal(path, "an object by a persistent id that names no storage")
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return type(value) is int and 0 <= value < MOST_NUMBER
 
 
 def _describe(function: object, arguments: object, path: Path) -> object:
@@ -168,7 +178,7 @@ def _describe(function: object, arguments: object, path: Path) -> object:
             "torch._utils._rebuild_tensor_v2",
             (
                 Storage() as storage,
-                int(offset),
+                offset,
                 tuple(size),
                 tuple(stride),
                 bool(),
@@ -177,7 +187,8 @@ def _describe(function: object, arguments: object, path: Path) -> object:
             ),
         ) if (
             len(size) == len(stride) <= MOST_AXES
-            and all(type(number) is int and number >= 0 for number in (offset, *size, *stride))
+            and _is_count(offset)
+            and all(map(_is_count, (*size, *stride)))
             and metadata in ([], [None], [{}])  # it may ask for all values to be negated
         ):
             return Tensor(storage, offset, size, stride)

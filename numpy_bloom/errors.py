@@ -2,12 +2,22 @@
 
 from numbers import Integral
 
+MOST_CHARACTERS = 4000
+"""Of an error's text. What a hostile file may have put into it is cut out of the middle."""
+
 
 class NumpyBloomError(Exception):
     """Something a user can act on: its text names the thing, what was expected, and the way out.
 
-    Commands print the text as one line and exit with code 1; a traceback means a bug.
+    Commands print the text as one line and exit with code 1; a traceback means a bug. The text
+    may quote names and values of a file that nobody trusts: it is made one printable line.
     """
+
+    def __init__(self, text: str) -> None:
+        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+        if len(text) > MOST_CHARACTERS:
+            text = f"{text[: MOST_CHARACTERS // 2]} … {text[-MOST_CHARACTERS // 4 :]}"
+        super().__init__(text)
 
 
 class OptionError(NumpyBloomError):

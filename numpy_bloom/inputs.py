@@ -1,39 +1,11 @@
-"""What a model needs besides its weights, and what goes into it: config, tokenizer, token ids."""
-
-from dataclasses import replace
-from pathlib import Path
+"""What goes into a model: token ids."""
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
 
 from numpy_bloom.errors import NumpyBloomError
-from numpy_bloom.model.config import BloomConfig, eos_token_ids
+from numpy_bloom.model.config import BloomConfig
 from numpy_bloom.model.forward import TokenIds
-from numpy_bloom.weights.folder import read_json
-
-
-def read_config(folder: Path) -> BloomConfig:
-    """The config, with the ends of text that generation_config.json may name."""
-    values = read_json(folder / "config.json")
-    generation = folder / "generation_config.json"
-    config = BloomConfig.from_dict(values)
-    if generation.is_file():
-        name = f"{generation}: eos_token_id"
-        eos = eos_token_ids(read_json(generation).get("eos_token_id"), name)
-        config = replace(config, eos_token_ids=eos or config.eos_token_ids)
-    return config
-
-
-def read_tokenizer(folder: Path) -> Tokenizer | None:
-    """The tokenizer of a model's folder, if there is one."""
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        return None
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises plain Exception
-        raise NumpyBloomError(f"cannot read {path}: {error}") from error
 
 
 def token_id_array(ids: npt.ArrayLike, config: BloomConfig) -> TokenIds:

@@ -10,12 +10,14 @@ import numpy.typing as npt
 
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.generation.kept import fingerprint
-from numpy_bloom.inputs import read_config, read_tokenizer, token_id_array
+from numpy_bloom.inputs import token_id_array
+from numpy_bloom.model.config import read_config
 from numpy_bloom.model.forward import TokenIds
 from numpy_bloom.model.model import Model
 from numpy_bloom.study.capture import Edit
 from numpy_bloom.study.trace import Trace, run_traced
 from numpy_bloom.study.variants import run_variants
+from numpy_bloom.tokenizer import encode, read_tokenizer
 from numpy_bloom.weights.dtypes import Floats
 from numpy_bloom.weights.folder import Folder, read_manifest
 from numpy_bloom.weights.store import WeightStore
@@ -155,11 +157,7 @@ class TextModel:
                 f"{self._folder} has no tokenizer.json, which text needs; copy it there from the "
                 "checkpoint, or give token ids"
             )
-        try:
-            ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
-        except TypeError as error:  # of lone surrogates
-            raise NumpyBloomError(f"the text is not valid Unicode: {error}") from error
-        return ids
+        return encode(self.tokenizer, text)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of token ids, special tokens included; empty without a tokenizer.

@@ -9,10 +9,12 @@ Shape letters, used in every docstring and comment of this package:
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.weights.folder import read_json
 
 ALIASES = {
     "hidden_size": ("hidden_size", "n_embed", "n_embd"),
@@ -21,6 +23,14 @@ ALIASES = {
     "vocab_size": ("vocab_size",),
 }
 """Each size with the keys under which published BLOOM configs give it."""
+
+MOST = {
+    "hidden_size": 1 << 17,
+    "num_attention_heads": 1 << 17,
+    "num_hidden_layers": 1000,
+    "vocab_size": 1 << 24,
+}
+"""Some ten times the sizes of the largest BLOOM; more is nothing but a way to fill the memory."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +66,15 @@ class BloomConfig:
         """Read a parsed config.json.
 
         Raises:
-            NumpyBloomError: another model type, a size that is missing, contradictory or no
-                positive integer, heads that do not divide the hidden size, a value of a wrong type.
+            NumpyBloomError: another model type, a size that is missing, contradictory, no positive
+                integer or absurdly large, heads that do not divide the hidden size, a value of a
+                wrong type.
         """
         if values.get("model_type", "bloom") != "bloom":
             raise NumpyBloomError(
                 f"config.json: model_type is {values['model_type']!r}; only 'bloom' is supported"
             )
-        sizes = {name: _size(values, keys) for name, keys in ALIASES.items()}
+        sizes = {name: _size(values, keys, MOST[name]) for name, keys in ALIASES.items()}
         hidden, heads = sizes["hidden_size"], sizes["num_attention_heads"]
         if hidden % heads:
             raise NumpyBloomError(
@@ -94,7 +105,7 @@ class BloomConfig:
         )
 
 
-def _size(values: Mapping[str, Any], keys: tuple[str, ...]) -> int:
+def _size(values: Mapping[str, Any], keys: tuple[str, ...], most: int) -> int:
     """The one value of a size that may stand under several keys."""
     found = {key: values[key] for key in keys if values.get(key) is not None}
     if not found:
@@ -102,6 +113,8 @@ def _size(values: Mapping[str, Any], keys: tuple[str, ...]) -> int:
     for key, value in found.items():
         if type(value) is not int or value < 1:
             raise NumpyBloomError(f"config.json: {key} is {value!r}, expected a positive integer")
+        if value > most:
+            raise NumpyBloomError(f"config.json: {key} is {value:,}, expected at most {most:,}")
     if len(set(found.values())) > 1:
         conflict = ", ".join(f"{key} {value}" for key, value in found.items())
         raise NumpyBloomError(f"config.json: conflicting sizes: {conflict}")
@@ -118,3 +131,18 @@ def eos_token_ids(value: Any, name: str) -> tuple[int, ...]:
     if not all(type(i) is int and i >= 0 for i in ids):
         raise NumpyBloomError(f"{name} is {value!r}, expected a token id or a list of them")
     return tuple(ids)
+
+
+def read_config(folder: Path) -> BloomConfig:
+    """The config of a folder, with the ends of text that generation_config.json may name.
+
+    Raises:
+        NumpyBloomError: one of the two files is malformed.
+    """
+    config = BloomConfig.from_dict(read_json(folder / "config.json"))
+    generation = folder / "generation_config.json"
+    if generation.exists() or generation.is_symlink():
+        name = f"{generation}: eos_token_id"
+        eos = eos_token_ids(read_json(generation).get("eos_token_id"), name)
+        config = replace(config, eos_token_ids=eos or config.eos_token_ids)
+    return config

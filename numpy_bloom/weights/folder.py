@@ -3,13 +3,13 @@
 docs/format.md describes the format for other tools.
 """
 
-import json
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.weights.bounded import MOST_JSON_BYTES, parse_json, read_bounded
 from numpy_bloom.weights.dtypes import FLOATING
 from numpy_bloom.weights.formats import BY_STORED_DTYPE, Format
 from numpy_bloom.weights.manifest import (
@@ -92,15 +92,16 @@ def head_file(hidden_size: int, vocab_size: int) -> ArrayFile:
     return ArrayFile(LM_HEAD, "", {"lm_head.weight": (vocab_size, hidden_size)})
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, most_bytes: int = MOST_JSON_BYTES) -> dict[str, Any]:
     """A JSON file that must hold an object.
 
     Raises:
-        NumpyBloomError: the file is missing, unreadable, no JSON, or no object.
+        NumpyBloomError: the file is missing, unreadable, too large, no JSON (an object has a key
+            twice, say), too deep, or no object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        value = parse_json(read_bounded(path, most_bytes))
+    except (OSError, ValueError) as error:
         raise NumpyBloomError(f"cannot read {path}: {error}") from error
     if not isinstance(value, dict):
         raise NumpyBloomError(f"{path} must hold a JSON object, not {type(value).__name__}")

@@ -11,10 +11,14 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.weights.bounded import open_regular, parse_json
 from numpy_bloom.weights.dtypes import SAFETENSORS_CODES, STORED, Stored
 
 ALIGNMENT = 4096
 """Array data begins at a multiple of this many bytes, so that direct reads need no detour."""
+
+MOST_HEADER_BYTES = 1_000_000
+"""That of all 846 tensors of the largest BLOOM in one file would have 110 kB."""
 
 Spec = tuple[str, tuple[int, ...]]
 """Dtype (a name of `STORED`) and shape of an array."""
@@ -42,8 +46,9 @@ def read_header(path: Path) -> dict[str, StoredArray]:
     """The arrays of a safetensors file by name, in the order in which they lie in it.
 
     Raises:
-        NumpyBloomError: the file is missing, truncated or no safetensors file (the safetensors
-            library checks the header), or it holds a type that is not in `STORED`.
+        NumpyBloomError: the file is missing, truncated or no safetensors file, its header is too
+            large or has a name twice, or it holds a type that is not in `STORED`. (The safetensors
+            library sees that the arrays fill the file without gaps, one after the other.)
     """
     dtypes = {code: dtype for dtype, code in SAFETENSORS_CODES.items()}
     arrays = {}
@@ -59,15 +64,22 @@ def read_header(path: Path) -> dict[str, StoredArray]:
                 shape = tuple(file.get_slice(name).get_shape())
                 arrays[name] = StoredArray(path, name, dtypes[code], shape, offset)
                 offset += arrays[name].nbytes
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise NumpyBloomError(f"cannot read {path}: {error}") from error
     return arrays
 
 
 def _data_start(path: Path) -> int:
     """Offset of the first array: eight bytes tell the length of the header that they precede."""
-    with path.open("rb") as file:
-        return 8 + int.from_bytes(file.read(8), "little")
+    with open_regular(path) as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > MOST_HEADER_BYTES:
+            raise ValueError(
+                f"its header is said to have {length:,} bytes, "
+                f"expected at most {MOST_HEADER_BYTES:,}"
+            )
+        parse_json(file.read(length))
+    return 8 + length
 
 
 def header_bytes(arrays: Mapping[str, Spec], metadata: Mapping[str, str] | None = None) -> bytes:

@@ -1,0 +1,87 @@
+"""What others wrote, read within bounds: regular files only, so many bytes, JSON without tricks."""
+
+import json
+import stat
+from collections import Counter
+from collections.abc import Iterator
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+from numpy_bloom.errors import NumpyBloomError
+
+MOST_JSON_BYTES = 1_000_000
+"""The index of the largest BLOOM has 70 kB, the manifest of a model of 1,000 blocks 150 kB."""
+MOST_DEPTH = 20
+"""Of objects and arrays within each other. No file of a checkpoint has more than six."""
+MOST_ITEMS = 1_200_000
+"""BLOOM's tokenizer.json has a million, counted by commas and brackets."""
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Open a file for reading, unless it is a folder, a device, or a pipe that might never end.
+
+    Raises:
+        OSError: it cannot be opened.
+        NumpyBloomError: it is no regular file.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise NumpyBloomError(f"cannot read {path}: it is no regular file")
+    return path.open("rb")
+
+
+def read_bounded(path: Path, most: int) -> bytes:
+    """All of a file that has no more than so many bytes.
+
+    Raises:
+        OSError: it cannot be read.
+        NumpyBloomError: it is no regular file, or has more.
+    """
+    with open_regular(path) as file:
+        content = file.read(most + 1)
+        if len(content) > most:
+            size = path.stat().st_size
+            raise NumpyBloomError(
+                f"cannot read {path}: it has {size:,} bytes, expected at most {most:,}"
+            )
+    return content
+
+
+def parse_json(content: bytes) -> Any:
+    """JSON as the standard has it: UTF-8, keys that differ, finite numbers.
+
+    Raises:
+        ValueError: it is not, or it is deep, or has so many parts that they would take many times
+            their length in memory.
+    """
+    items = sum(content.count(character) for character in (b",", b"[", b"{"))
+    if items > MOST_ITEMS:
+        raise ValueError(f"some {items:,} values, expected at most {MOST_ITEMS:,}")
+    try:
+        value = json.loads(content.decode(), object_pairs_hook=_unique, parse_constant=_refuse)
+    except RecursionError as error:
+        raise ValueError(f"more than {MOST_DEPTH} objects and arrays in each other") from error
+    depth, level = 0, [value]
+    while level := [child for parent in level for child in _children(parent)]:
+        depth += 1
+        if depth > MOST_DEPTH:
+            raise ValueError(f"more than {MOST_DEPTH} objects and arrays in each other")
+    return value
+
+
+def _children(value: object) -> Iterator[object]:
+    """The objects and arrays right within one."""
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return (child for child in inside if isinstance(child, dict | list))
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        [(twice, _)] = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {twice!r} occurs twice in one object")
+    return values
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
