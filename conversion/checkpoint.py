@@ -32,6 +32,9 @@ WEIGHTS = [
 ]
 """Where a checkpoint's weights begin, in the order in which transformers looks for them."""
 
+MOST_NAMED = 100
+"""Missing files that an error names; the largest BLOOM has 72."""
+
 T = TypeVar("T")
 
 
@@ -68,7 +71,7 @@ def open_shards(folder: Path, shards: Mapping[str, set[str]]) -> dict[str, Sourc
         sorted(file for file in shards if not (folder / file).exists()),
         f"{folder} lacks files that it must hold; "
         "download the checkpoint again to complete it. Missing",
-        most=len(shards),
+        most=MOST_NAMED,
     )
     tensors = {}
     for file, names in shards.items():

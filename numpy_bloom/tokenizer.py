@@ -96,7 +96,7 @@ def _faults(values: dict[str, Any]) -> Iterator[str]:
     model = values.get("model")
     outside = sum(len(repr(value)) for key, value in values.items() if key != "model")
     if outside > MOST_OUTSIDE:
-        yield f"it has {outside:,} characters beside its vocabulary"
+        yield f"it has more than {MOST_OUTSIDE:,} characters beside its vocabulary"
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
         yield "its model is no BPE"
         return

@@ -1,6 +1,7 @@
 """What others wrote, read within bounds: regular files only, so many bytes, JSON without tricks."""
 
 import json
+import os
 import stat
 from collections import Counter
 from collections.abc import Iterator
@@ -38,13 +39,12 @@ def read_bounded(path: Path, most: int) -> bytes:
         NumpyBloomError: it is no regular file, or has more.
     """
     with open_regular(path) as file:
-        content = file.read(most + 1)
-        if len(content) > most:
-            size = path.stat().st_size
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
             raise NumpyBloomError(
                 f"cannot read {path}: it has {size:,} bytes, expected at most {most:,}"
             )
-    return content
+        return file.read(size)
 
 
 def parse_json(content: bytes) -> Any:

@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 
 Draw = st.DrawFn
 
-NUMBERS = [-1, 0, 1, 2, 3, 255, 1 << 16, (1 << 31) - 1, 1 << 32, 1 << 53, 1 << 63, 1 << 64, 10**30]
+MOST_BYTES = 1_000_000
+"""Of a value that is repeated."""
+
+NUMBERS = [-1, 0, 1, 2, 3, 255, 1 << 16, (1 << 31) - 1, 1 << 32, 1 << 63, 1 << 64, 10**30]
 TEXTS = [
     "",
     ".",
@@ -77,7 +80,8 @@ def json_bytes(draw: Draw, original: bytes, values: Sequence[Any] = ()) -> bytes
             case 1 if isinstance(parent, dict):
                 parent[draw(st.sampled_from([*TEXTS, *tree]))] = parent[key]
             case 2:
-                parent[key] = [parent[key]] * draw(st.sampled_from([1, 2, 1000]))
+                room = max(1, MOST_BYTES // len(json.dumps(parent[key])))
+                parent[key] = [parent[key]] * min(room, draw(st.sampled_from([1, 2, 1000])))
             case 3:
                 parent[key] = draw(st.sampled_from([nested(15), nested(100), {"a": parent[key]}]))
             case 4:
