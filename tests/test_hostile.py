@@ -1,15 +1,18 @@
 """Hostile checkpoints: each gets its one line, in little memory, and does no harm."""
 
+import json
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from checkpoints import Checkpoint
+from checkpoints import Checkpoint, byte_ids
+from conversions import converted
 from hostile import CONFIGS, INDEXES, LINKS, TOKENIZERS, Hostile
 from hostile_arrays import HEADERS, PICKLES, ZIPS
 
+import numpy_bloom
 from conversion import convert
 from numpy_bloom.errors import NumpyBloomError
 
@@ -38,3 +41,65 @@ def test_corpus(tmp_path: Path, hostile: Hostile) -> None:
         convert(source, tmp_path / "model")
     assert str(error.value) == hostile.line.replace("{folder}", str(source))
     assert list(tmp_path.iterdir()) == [source]
+
+
+def test_the_page_shows_the_corpus() -> None:
+    """docs/hostile.md has each entry with its line; long lines are cut short there."""
+    page = PAGE.read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| ")]
+    assert rows[1:] == [row(hostile) for hostile in CORPUS]
+
+
+def row(hostile: Hostile) -> str:
+    line = hostile.line.replace("{folder}", "SOURCE").replace("|", r"\|")
+    if len(line) > 250:
+        line = f"{line[:180]} … {line[-60:]}"
+    return f"| {hostile.name} | {hostile.what} | `{line}` |"
+
+
+def test_the_files_of_the_hubs_cache_are_links(tmp_path: Path) -> None:
+    """From `snapshots/<commit>` to `blobs`, and no further."""
+    blobs, source = tmp_path / "cache" / "blobs", tmp_path / "cache" / "snapshots" / "0123"
+    Checkpoint(blocks=1).write(blobs)
+    source.mkdir(parents=True)
+    for path in blobs.iterdir():
+        (source / path.name).symlink_to(Path("../../blobs", path.name))
+    convert(source, tmp_path / "model")
+    (blobs / "tokenizer.json").rename(tmp_path / "outside")
+    (blobs / "tokenizer.json").symlink_to(tmp_path / "outside")
+    with pytest.raises(NumpyBloomError, match=rf"is a link out of .*, to {tmp_path}/outside; "):
+        convert(source, tmp_path / "other")
+
+
+def test_links_within_the_folder(tmp_path: Path) -> None:
+    source = Checkpoint(blocks=1).write(tmp_path / "source")
+    (source / "model.safetensors").rename(source / "weights")
+    (source / "model.safetensors").symlink_to("weights")
+    convert(source, tmp_path / "model")
+
+
+def test_a_tokenizer_neither_pads_nor_cuts(tmp_path: Path) -> None:
+    """Whatever its file says; that would cost gigabytes, or the text."""
+    checkpoint = Checkpoint(blocks=1)
+    assert checkpoint.tokenizer is not None
+    checkpoint.tokenizer.enable_truncation(2)
+    checkpoint.tokenizer.enable_padding(length=10**12)
+    with numpy_bloom.load(converted(checkpoint, tmp_path)) as model:
+        assert model.encode("abc") == byte_ids("abc")
+
+
+def test_a_tokenizer_that_fails(tmp_path: Path) -> None:
+    """An unknown character, say, is told in one line."""
+    checkpoint = Checkpoint(blocks=1)
+    source = checkpoint.write(tmp_path / "source")
+    values = json.loads((source / "tokenizer.json").read_text())
+    values["model"]["unk_token"] = "<none>"
+    values["pre_tokenizer"] = None
+    (source / "tokenizer.json").write_text(json.dumps(values))
+    convert(source, tmp_path / "model")
+    told = r"^the tokenizer cannot split the text: "
+    with (
+        numpy_bloom.load(tmp_path / "model") as model,
+        pytest.raises(NumpyBloomError, match=told),
+    ):
+        model.encode("\u4e00")
