@@ -4,6 +4,7 @@ import json
 import pickletools
 import struct
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 from hypothesis import strategies as st
@@ -87,11 +88,11 @@ def json_bytes(draw: Draw, original: bytes, values: Sequence[Any] = ()) -> bytes
             case 4:
                 other, place = draw(st.sampled_from(places))
                 if isinstance(other, list) or place in other:
-                    parent[key] = json.loads(json.dumps(other[place])) if _has(other, place) else 0
+                    parent[key] = deepcopy(other[place]) if _has(other, place) else 0
             case 5 if isinstance(parent, dict):
                 twice.append(json.dumps(key))
             case _:
-                parent[key] = draw(st.sampled_from([*VALUES, *values, *values]))
+                parent[key] = deepcopy(draw(st.sampled_from([*VALUES, *values, *values])))
     content = json.dumps(tree)
     for key in twice:
         content = content.replace(key + ":", f"{key}: 0, {key}:", 1)
