@@ -8,8 +8,9 @@ from checkpoints import Checkpoint
 from conversions import converted
 
 import numpy_bloom
+from conversion import convert
 from numpy_bloom.errors import NumpyBloomError
-from numpy_bloom.model.config import BloomConfig
+from numpy_bloom.model.config import MOST, BloomConfig
 
 MINIMAL = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 3, "vocab_size": 100}
 KEYS = [
@@ -181,6 +182,26 @@ def test_ends_of_text(
 
 
 def test_a_wrong_end_of_text_is_told_with_its_file(tmp_path: Path) -> None:
-    model = converted(Checkpoint(generation_config={"eos_token_id": "</s>"}), tmp_path)
-    with pytest.raises(NumpyBloomError, match=r"generation_config\.json.*eos_token_id is '</s>'"):
+    model = converted(Checkpoint(), tmp_path)
+    for folder in (tmp_path / "source", model):
+        (folder / "generation_config.json").write_text('{"eos_token_id": "</s>"}')
+    told = r"generation_config\.json.*eos_token_id is '</s>'"
+    with pytest.raises(NumpyBloomError, match=told):
         numpy_bloom.load(model)
+    with pytest.raises(NumpyBloomError, match=told):
+        convert(tmp_path / "source", tmp_path / "other")
+
+
+@pytest.mark.parametrize(("size", "most"), MOST.items())
+def test_sizes_are_bounded(size: str, most: int) -> None:
+    """Far above those of the largest model, and within what a list or a shape may have."""
+    largest = {"hidden_size": 14336, "num_attention_heads": 112, "num_hidden_layers": 70}
+    assert most >= 9 * largest.get(size, 250880)
+    values = changed(num_attention_heads=1) | {size: most}
+    if size == "num_attention_heads":
+        values["hidden_size"] = most
+    assert getattr(BloomConfig.from_dict(values), size) == most
+    with pytest.raises(
+        NumpyBloomError, match=rf"{size} is {most + 1:,}, expected at most {most:,}"
+    ):
+        BloomConfig.from_dict(values | {size: most + 1})
