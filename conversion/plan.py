@@ -9,6 +9,7 @@ from conversion.copying import bytes_to_read, largest_stretch, stored_dtype
 from conversion.shards import Checkpoint
 from conversion.source import COPIED, Source
 from conversion.source_tensor import SourceTensor, row_major
+from numpy_bloom.tokenizer import TOKENIZER
 from numpy_bloom.weights.dtypes import STORED
 from numpy_bloom.weights.folder import ArrayFile
 from numpy_bloom.weights.formats import FORMATS, encoder
@@ -18,6 +19,8 @@ OWN_BYTES = 150_000_000
 """The interpreter with NumPy and the hub's library."""
 STRETCHES = 8
 """How often a stretch of rows is in memory, read, widened, rounded, compared, hashed, at most."""
+TOKENIZERS = 12
+"""How often tokenizer.json is in memory, as text and parsed, when it is checked in the beginning."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,9 @@ def make_plan(
         writes += size
         disk += size
         most = max(most, disk)
-    return Plan(reads, writes, fetches, most, OWN_BYTES + STRETCHES * stretch)
+    tokenizer = TOKENIZERS * source.sizes.get(TOKENIZER, 0)
+    memory = OWN_BYTES + max(STRETCHES * stretch, tokenizer)
+    return Plan(reads, writes, fetches, most, memory)
 
 
 def _tensors(file: ArrayFile, checkpoint: Checkpoint, total: int) -> Iterator[SourceTensor]:

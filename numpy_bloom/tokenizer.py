@@ -31,10 +31,11 @@ ROOMS = {
 }
 """The parts that a tokenizer may have, besides sequences of them."""
 SEQUENCES = ("normalizers", "pretokenizers", "processors", "decoders")
-EXPRESSIONS = {
+EXPRESSIONS = (
+    None,
     " ?[^(\\s|[.,!?…。，、।۔،])]+",  # noqa: RUF001 - BLOOM's
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",  # GPT-2's
-}
+)
 """Regular expressions by which a text may be split; others may take forever on some text."""
 
 OTHERS = {"version", "truncation", "padding", "added_tokens", "model"}
@@ -113,11 +114,11 @@ def _faults(values: dict[str, Any]) -> Iterator[str]:
         if len(parts) > MOST_PARTS:
             yield f"its {room} has {len(parts)} parts"
         for part in parts:
-            if not isinstance(part, dict) or part.get("type") not in known:
-                kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+            kind = part.get("type") if isinstance(part, dict) else part
+            if not isinstance(part, dict) or not isinstance(kind, str) or kind not in known:
                 yield f"its {room} has the part {kind!r}"
-            elif _expression(part) not in EXPRESSIONS | {None}:
-                yield f"its {room} has the regular expression {_expression(part)!r}"
+            elif (expression := _expression(part)) not in EXPRESSIONS:
+                yield f"its {room} has the regular expression {expression!r}"
 
 
 def _plain(model: dict[str, Any]) -> bool:
