@@ -20,7 +20,7 @@ OWN_BYTES = 150_000_000
 STRETCHES = 8
 """How often a stretch of rows is in memory, read, widened, rounded, compared, hashed, at most."""
 TOKENIZERS = 12
-"""How often tokenizer.json is in memory, as text and parsed, when it is checked in the beginning."""
+"""How often tokenizer.json is in memory, as text and parsed, when it is checked first of all."""
 
 
 @dataclass(frozen=True)
