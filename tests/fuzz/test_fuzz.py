@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch_zip
 from checkpoints import Checkpoint
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from mutations import json_bytes, patched, pickle_bytes, spliced
 from sandbox import run
@@ -233,6 +233,12 @@ PARTS: list[Any] = [
 PARTS += [{"type": "Sequence", key: [PARTS[7]] * 9} for key in ("pretokenizers", "normalizers")]
 
 
+def _with(name: str, **values: Any) -> bytes:
+    return json.dumps({**json.loads(ONE[name]), **values}).encode()
+
+
+@example(content=_with("tokenizer.json", normalizer={"type": ["NFC"]}))
+@example(content=_with("tokenizer.json", padding=PARTS[10], truncation=PARTS[11]))
 @given(content=json_bytes(ONE["tokenizer.json"], [*KINDS, *PARTS, ["a", "b"], ["Ġ", "a"]]))
 def test_tokenizer(place: Path, content: bytes) -> None:
     spoil(place, convert_and_use, {**ONE, "tokenizer.json": content})
