@@ -1,11 +1,14 @@
 """Hostile checkpoints: each gets its one line, in little memory, and does no harm."""
 
 import json
+import os
 import resource
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 from checkpoints import Checkpoint, byte_ids
 from conversions import converted
@@ -14,6 +17,7 @@ from hostile_arrays import HEADERS, PICKLES, ZIPS
 
 import numpy_bloom
 from conversion import convert
+from conversion.source_tensor import SourceTensor
 from numpy_bloom.errors import NumpyBloomError
 
 CORPUS = [*CONFIGS, *INDEXES, *TOKENIZERS, *LINKS, *HEADERS, *PICKLES, *ZIPS]
@@ -103,3 +107,38 @@ def test_a_tokenizer_that_fails(tmp_path: Path) -> None:
         pytest.raises(NumpyBloomError, match=told),
     ):
         model.encode("\u4e00")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "generation_config.json"])
+def test_pipes_in_a_model(tmp_path: Path, name: str) -> None:
+    """Reading one would wait forever."""
+    model = converted(Checkpoint(blocks=1), tmp_path)
+    (model / name).unlink(missing_ok=True)
+    os.mkfifo(model / name)
+    with pytest.raises(NumpyBloomError, match=rf"^cannot read {model}/{name}: it is no regular"):
+        numpy_bloom.load(model)
+
+
+def test_memory_of_a_transposed_tensor(tmp_path: Path) -> None:
+    """Each stretch of its rows takes no more than itself; read as a span, it would take all."""
+    path = tmp_path / "weights"
+    with path.open("wb") as file:
+        file.truncate(4 * 4096 * 4096)
+        file.seek(4 * (7 * 4096 + 5))
+        file.write(np.float32(3).tobytes())
+    tensor = SourceTensor("w", "float32", (4096, 4096), path, 0, (1, 4096))
+    tracemalloc.start()
+    rows = tensor.read_rows(4, 12)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert np.argwhere(rows).tolist() == [[1, 7]]
+    assert peak < 2 * rows.nbytes
+    os.truncate(path, 4 * 4096 * 4096 - 1)
+    with pytest.raises(NumpyBloomError, match=r"'w' in .* is truncated"):
+        tensor.read_rows(4000, 4096)
+
+
+def test_errors_are_one_printable_line() -> None:
+    assert str(NumpyBloomError("a \u00e9\n\x1b[2J\ud800\u202e b")) == r"a é\n\x1b[2J\ud800\u202e b"
+    text = str(NumpyBloomError("begin" + "x" * 1_000_000 + "the way out"))
+    assert len(text) <= 4000 and text.startswith("begin") and text.endswith("xthe way out")

@@ -131,6 +131,17 @@ def test_a_hub_that_cannot_be_had(tmp_path: Path, shards: list[Path]) -> None:
     assert code == 1 and "cannot be had from the hub" in told
 
 
+def test_a_small_file_that_is_none(tmp_path: Path, shards: list[Path]) -> None:
+    """It is not even fetched."""
+    with (tmp_path / "source" / "tokenizer.json").open("ab") as file:
+        file.truncate(40_000_000)
+    with serving(tmp_path / "source") as hub:
+        code, _, told = run(hub, tmp_path / "work")
+    assert code == 1
+    assert f"tokenizer.json of {REPOSITORY} has 40,000,000 bytes, expected at most 32,0" in told
+    assert "tokenizer.json" not in hub.fetched
+
+
 def test_what_is_in_the_way(tmp_path: Path, shards: list[Path]) -> None:
     mine = tmp_path / "work" / "m.source" / "mine"
     mine.parent.mkdir(parents=True)
