@@ -15,7 +15,7 @@ from checkpoints import Checkpoint, as_float32, stored
 from commands import Command, check_failure
 from conversions import failing, read_arrays, read_matrix, snapshot
 
-from conversion import convert
+from conversion import convert, direct
 from conversion import export as export_command
 from conversion.checkpoint import open_checkpoint, strip_prefix
 from conversion.export import export
@@ -209,7 +209,7 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     [
         *((os, "fsync", call, FULL) for call in range(1, 20, 6)),
         *((os, "fsync", call, KeyboardInterrupt()) for call in (2, 12)),
-        *((os, "write", call, FULL) for call in (1, 20)),
+        *((os, "write", call, FULL) for call in (1, 9)),
         *((os, "replace", call, KeyboardInterrupt()) for call in (1, 8)),
         (os, "rename", 1, FULL),
     ],
@@ -230,6 +230,7 @@ def test_interruptions(
     expected = snapshot(tmp_path / "hf")
     shutil.rmtree(tmp_path / "hf")
     with monkeypatch.context() as patch:
+        patch.setattr(direct, "BUFFER_BYTES", 4096)  # so that a shard needs several
         patch.setattr(owner, name, failing(getattr(owner, name), call, error))
         with pytest.raises((NumpyBloomError, KeyboardInterrupt)):
             export(tmp_path / "model", tmp_path / "hf")
