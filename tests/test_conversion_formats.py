@@ -141,11 +141,11 @@ def test_sizes_of_the_demo_model(tmp_path: Path) -> None:
 def test_the_same_bytes_however_much_is_read_at_once(
     tmp_path: Path, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoint = Checkpoint(heads=2, hidden=176, blocks=1, vocab=1037)
+    checkpoint = Checkpoint(heads=2, hidden=136, blocks=1, vocab=600)
     source = checkpoint.write(tmp_path / "source")
     convert(source, tmp_path / "expected", dtype, head_dtype=dtype)
     expected = snapshot(tmp_path / "expected")
-    for nbytes in (1, 5_000, 100_000):
+    for nbytes in (1, 5_000):
         monkeypatch.setattr(importlib.import_module("conversion.copying"), "ROWS_BYTES", nbytes)
         convert(source, tmp_path / str(nbytes), dtype, head_dtype=dtype)
         assert snapshot(tmp_path / str(nbytes)) == expected

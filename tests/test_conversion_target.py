@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoints import Checkpoint, stored
-from conversions import failing, refused, snapshot
+from conversions import converted, failing, refused, snapshot
 
 from conversion import convert, direct
 from conversion.source_tensor import SourceTensor
@@ -120,10 +120,16 @@ INTERRUPTIONS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    return snapshot(converted(Checkpoint(), tmp_path_factory.mktemp("undisturbed")))
+
+
 @pytest.mark.parametrize("existing", [False, True])
 @pytest.mark.parametrize(("owner", "name", "call", "error"), INTERRUPTIONS)
 def test_interruptions(
     tmp_path: Path,
+    undisturbed: dict[str, bytes],
     monkeypatch: pytest.MonkeyPatch,
     owner: Any,
     name: str,
@@ -138,9 +144,6 @@ def test_interruptions(
     if existing:
         convert(source, target, "float16")
     before = snapshot(tmp_path)
-    convert(source, tmp_path / "expected")
-    expected = snapshot(tmp_path / "expected")
-    shutil.rmtree(tmp_path / "expected")
     monkeypatch.setattr(direct, "BUFFER_BYTES", 4096)  # so that a file needs several
     monkeypatch.setattr(owner, name, failing(getattr(owner, name), call, error))
     with pytest.raises((NumpyBloomError, KeyboardInterrupt)) as raised:
@@ -154,10 +157,10 @@ def test_interruptions(
         assert raised.value is error
     left = snapshot(tmp_path)
     assert left.items() >= before.items()
-    check_whole(left, expected)
+    check_whole(left, undisturbed)
     monkeypatch.undo()
     convert(source, target, overwrite=True)
-    assert snapshot(target) == expected
+    assert snapshot(target) == undisturbed
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "source"]
 
 
