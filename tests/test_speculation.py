@@ -276,7 +276,7 @@ def test_going_on_after_ctrl_c(
     with Interrupt(0, LOOP) as undisturbed:
         list(generation)
     interrupted = 0
-    for after in range(1, undisturbed.lines, 7):
+    for after in range(1, undisturbed.lines, 5):
         generation = model.generate(PROMPT, **options)
         with pytest.raises(KeyboardInterrupt), Interrupt(after, LOOP):
             list(generation)
