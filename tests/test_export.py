@@ -27,6 +27,19 @@ SMALL = 20_000
 Arrays = dict[str, tuple[str, Any]]
 
 
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("export")
+    convert(Checkpoint().write(folder / "source"), folder / "model")
+    return folder / "model"
+
+
+@pytest.fixture
+def model(original: Path, tmp_path: Path) -> Path:
+    """The folder of a small model."""
+    return Path(shutil.copytree(original, tmp_path / "model"))
+
+
 def several(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export_command, "SHARD_BYTES", SMALL)
 
@@ -168,11 +181,10 @@ def test_integers(tmp_path: Path, dtype: str) -> None:
         assert np.abs(values - as_float32(tensor)).max() < 1  # near the original, too
 
 
-def test_metadata_and_readers(tmp_path: Path) -> None:
+def test_metadata_and_readers(tmp_path: Path, model: Path) -> None:
     """Our own reader of checkpoints, and what transformers looks for in the header."""
     checkpoint = Checkpoint()
-    convert(checkpoint.write(tmp_path / "source"), tmp_path / "model")
-    export(tmp_path / "model", tmp_path / "hf")
+    export(model, tmp_path / "hf")
     assert strip_prefix(open_checkpoint(tmp_path / "hf")).keys() == checkpoint.tensors.keys()
     with (tmp_path / "hf/model.safetensors").open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
@@ -216,6 +228,7 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 )
 def test_interruptions(
     tmp_path: Path,
+    model: Path,
     monkeypatch: pytest.MonkeyPatch,
     owner: Any,
     name: str,
@@ -224,16 +237,15 @@ def test_interruptions(
 ) -> None:
     """Wherever it ends there is no such folder; the next run makes what an undisturbed one makes,
     and writes no complete shard again."""
-    convert(Checkpoint().write(tmp_path / "source"), tmp_path / "model")
     several(monkeypatch)
-    export(tmp_path / "model", tmp_path / "hf")
+    export(model, tmp_path / "hf")
     expected = snapshot(tmp_path / "hf")
     shutil.rmtree(tmp_path / "hf")
     with monkeypatch.context() as patch:
         patch.setattr(direct, "BUFFER_BYTES", 4096)  # so that a shard needs several
         patch.setattr(owner, name, failing(getattr(owner, name), call, error))
         with pytest.raises((NumpyBloomError, KeyboardInterrupt)):
-            export(tmp_path / "model", tmp_path / "hf")
+            export(model, tmp_path / "hf")
     assert not (tmp_path / "hf").exists()
     partial = tmp_path / "hf.partial"
     left = list(partial.glob("*.safetensors")) if partial.exists() else []
@@ -241,66 +253,63 @@ def test_interruptions(
     journal = tmp_path / "hf.partial.json"
     noted = json.loads(journal.read_text())["files"] if journal.exists() else {}
     times = {name: (partial / name).stat().st_mtime_ns for name in noted}
-    export(tmp_path / "model", tmp_path / "hf")
+    export(model, tmp_path / "hf")
     assert snapshot(tmp_path / "hf") == expected
     assert {name: (tmp_path / "hf" / name).stat().st_mtime_ns for name in noted} == times
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "model", "source"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "model"]
 
 
-def test_what_was_begun_of_another_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_begun_of_another_model(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of a model that has been converted again meanwhile, or cut into other shards, none stays."""
-    source = Checkpoint().write(tmp_path / "source")
-    convert(source, tmp_path / "model")
     several(monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", failing(os.fsync, 14, KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
-            export(tmp_path / "model", tmp_path / "hf")
+            export(model, tmp_path / "hf")
     assert list((tmp_path / "hf.partial").glob("*.safetensors"))
     shutil.copytree(tmp_path / "hf.partial", tmp_path / "copy.partial")
     shutil.copy(tmp_path / "hf.partial.json", tmp_path / "copy.partial.json")
     monkeypatch.setattr(export_command, "SHARD_BYTES", 2 * SMALL)
-    export(tmp_path / "model", tmp_path / "hf")
+    export(model, tmp_path / "hf")
     exported(tmp_path / "hf")
     monkeypatch.setattr(export_command, "SHARD_BYTES", SMALL)
     changed = Checkpoint(seed=1)
-    convert(changed.write(source), tmp_path / "model", overwrite=True)
-    export(tmp_path / "model", tmp_path / "copy")
+    convert(changed.write(tmp_path / "source"), model, overwrite=True)
+    export(model, tmp_path / "copy")
     for name, (_, values) in exported(tmp_path / "copy").items():
         np.testing.assert_array_equal(values, changed.tensors[name.removeprefix("transformer.")])
 
 
 @pytest.mark.parametrize("kind", ["folder", "file", "model"])
-def test_what_exists_is_kept(tmp_path: Path, command: Command, kind: str) -> None:
-    convert(Checkpoint().write(tmp_path / "source"), tmp_path / "model")
+def test_what_exists_is_kept(tmp_path: Path, model: Path, command: Command, kind: str) -> None:
     hf_folder = tmp_path / ("model" if kind == "model" else "hf")
     if kind == "folder":
         hf_folder.mkdir()
     elif kind == "file":
         hf_folder.write_text("mine")
     before = snapshot(tmp_path)
-    result = command(export_command, tmp_path / "model", hf_folder)
+    result = command(export_command, model, hf_folder)
     check_failure(result, "export", f"{hf_folder} exists; choose another folder")
     assert snapshot(tmp_path) == before
 
 
-def test_damaged_models(tmp_path: Path) -> None:
+def test_damaged_models(tmp_path: Path, model: Path) -> None:
     """One bit in any file: nothing is written under the name, and complete shards stay complete."""
-    source = Checkpoint().write(tmp_path / "source")
-    convert(source, tmp_path / "model")
-    for name in snapshot(tmp_path / "model").keys() - {"manifest.json"}:
-        path = tmp_path / "model" / name
+    for name in snapshot(model).keys() - {"manifest.json"}:
+        path = model / name
         content = path.read_bytes()
         path.write_bytes(content[:-2] + bytes([content[-2] ^ 1]) + content[-1:])
         with pytest.raises(NumpyBloomError) as error:
-            export(tmp_path / "model", tmp_path / "hf")
+            export(model, tmp_path / "hf")
         if name != "config.json":  # which may be no JSON any more
             assert str(error.value) == (
                 f"{path} is not as it was written; for a way out: "
                 f"python -m conversion.verify {tmp_path / 'model'}"
             )
         path.write_bytes(content)
-        assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "source"]
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
 
 
 def test_no_model(tmp_path: Path, command: Command) -> None:
@@ -314,23 +323,21 @@ def test_no_model(tmp_path: Path, command: Command) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
-def test_little_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_little_disk(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Told before the first byte: what an export takes must fit, to the byte."""
     checkpoint = Checkpoint()
-    convert(checkpoint.write(tmp_path / "source"), tmp_path / "model")
     needed = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(needed, 1, needed - 1))
     with pytest.raises(NumpyBloomError, match=r"GB free, expected .*or choose another folder"):
-        export(tmp_path / "model", tmp_path / "hf")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "source"]
+        export(model, tmp_path / "hf")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(needed, 0, needed))
-    export(tmp_path / "model", tmp_path / "hf")
+    export(model, tmp_path / "hf")
 
 
-def test_command(tmp_path: Path, command: Command) -> None:
-    convert(Checkpoint().write(tmp_path / "source"), tmp_path / "model")
-    result = command(export_command, tmp_path / "model", tmp_path / "hf")
+def test_command(tmp_path: Path, model: Path, command: Command) -> None:
+    result = command(export_command, model, tmp_path / "hf")
     assert (result.code, result.out) == (0, "")
     assert result.err.startswith("export: writes 0.000 GB in 1 shards, of ")
     assert exported(tmp_path / "hf")

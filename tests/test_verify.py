@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,13 +33,19 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoint = Checkpoint(heads=4, hidden=HIDDEN, blocks=BLOCKS, vocab=VOCAB, seed=3)
-    return checkpoint.write(tmp_path_factory.mktemp("verify"))
+    return checkpoint.write(tmp_path_factory.mktemp("verify") / "source")
+
+
+@pytest.fixture(scope="module")
+def original(source: Path) -> Path:
+    convert(source, source.with_name("model"))
+    return source.with_name("model")
 
 
 @pytest.fixture
-def target(source: Path, tmp_path: Path) -> Path:
-    convert(source, tmp_path / "model")
-    return tmp_path / "model"
+def target(original: Path, tmp_path: Path) -> Path:
+    """A copy of a sound model."""
+    return Path(shutil.copytree(original, tmp_path / "model"))
 
 
 def vouch_for(target: Path) -> None:
@@ -107,7 +114,7 @@ def test_several_faults(target: Path, run: Command) -> None:
         "verify",
         "2 faults; convert block_001.safetensors, config.json again: delete what is there of that "
         f"and run python -m conversion SOURCE {target} --dtype float32 --head-dtype float32 "
-        "(SOURCE was 'verify0'), which writes what is missing",
+        "(SOURCE was 'source'), which writes what is missing",
     )
 
 
