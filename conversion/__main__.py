@@ -15,7 +15,11 @@ def main() -> None:
     )
     add = command.add_argument
     add("source", metavar="SOURCE", help="a local folder, or a name on the Hugging Face hub")
-    add("target", metavar="TARGET", help="the folder to write")
+    add(
+        "target",
+        metavar="TARGET",
+        help="the folder to write; of a model there that lost files, just these",
+    )
     add(
         "--dtype",
         choices=DTYPES,

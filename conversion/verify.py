@@ -22,7 +22,7 @@ from numpy_bloom.weights.folder import (
     read_json,
 )
 from numpy_bloom.weights.formats import FORMATS
-from numpy_bloom.weights.manifest import ARRAYS_SUFFIX, MANIFEST, entry_fault, size_fault
+from numpy_bloom.weights.manifest import ARRAYS_SUFFIX, MANIFEST, entry_fault, shown, size_fault
 from numpy_bloom.weights.safetensors_file import read_header
 from numpy_bloom.weights.stored_matrix import StoredMatrix, read_small
 
@@ -92,12 +92,13 @@ def ways_out(
 def _command(target: Path, manifest: Mapping[str, object]) -> str:
     """The command that makes a model's files."""
     command = f"python -m conversion SOURCE {target}"
-    hint = f"SOURCE was {manifest.get('source')!r}"
+    hint = f"SOURCE was {shown(manifest.get('source'))}"
     for option in ("dtype", "head_dtype"):
-        if manifest.get(option) in FORMATS:
-            command += f" --{option.replace('_', '-')} {manifest[option]}"
+        value = manifest.get(option)
+        if isinstance(value, str) and value in FORMATS:
+            command += f" --{option.replace('_', '-')} {value}"
         else:
-            hint += f", {option} was {manifest.get(option)!r}"
+            hint += f", {option} was {shown(value)}"
     return f"{command} ({hint})"
 
 

@@ -280,6 +280,19 @@ def test_entries_of_the_manifest(target: Path, name: str, entry: Any, words: str
     assert str(error.value) == f"{target}/{faults[0].text}; convert the checkpoint again"
 
 
+def test_what_the_manifest_says_of_itself(target: Path, run: Command) -> None:
+    """It is part of the way out, and may be anything."""
+    manifest = json.loads((target / MANIFEST).read_text())
+    manifest |= {"source": "a\n" * 1000, "dtype": ["int8"], "head_dtype": "mixed"}
+    (target / MANIFEST).write_text(json.dumps(manifest))
+    (target / "config.json").unlink()
+    result = run(verify, target)
+    assert result.code == 1
+    assert "run python -m conversion SOURCE " in result.err
+    assert ", dtype was ['int8'], head_dtype was 'mixed'), which writes" in result.err
+    assert len(result.err) < 1000
+
+
 def test_version_that_is_true(target: Path) -> None:
     manifest = json.loads((target / MANIFEST).read_text())
     (target / MANIFEST).write_text(json.dumps(manifest | {"format_version": True}))

@@ -24,7 +24,7 @@ def check_manifest(manifest: dict[str, Any], path: Path) -> None:
     version = manifest.get("format_version")
     if type(version) is not int or version != FORMAT_VERSION:  # True is 1, too
         raise NumpyBloomError(
-            f"{path}: format_version is {_shown(version)}, expected {FORMAT_VERSION}; "
+            f"{path}: format_version is {shown(version)}, expected {FORMAT_VERSION}; "
             "convert the checkpoint again"
         )
     if not isinstance(manifest.get("files"), dict):
@@ -35,13 +35,13 @@ def entry_fault(name: str, entry: object) -> str | None:
     """What is wrong with the entry of one file, if anything is."""
     printable = name.isprintable() and len(name.encode()) < 256
     if not printable or name in ("", ".", "..", MANIFEST) or set(name) & set("/\\"):
-        return f"lists {_shown(name)}, expected the name of another file without folders"
+        return f"lists {shown(name)}, expected the name of another file without folders"
     keys = entry if isinstance(entry, dict) else {}
     size, checksum = keys.get("size"), keys.get("sha256")
     if type(size) is not int or not 0 <= size < LARGEST_FILE:
-        return f"says that the size of {_shown(name)} is {_shown(size)}, expected bytes"
+        return f"says that the size of {shown(name)} is {shown(size)}, expected bytes"
     if not isinstance(checksum, str) or not SHA256.fullmatch(checksum):
-        return f"says that the sha256 of {_shown(name)} is {_shown(checksum)}, expected 64 digits"
+        return f"says that the sha256 of {shown(name)} is {shown(checksum)}, expected 64 digits"
     return None
 
 
@@ -72,7 +72,7 @@ def check_sizes(folder: Path, files: dict[str, dict[str, Any]]) -> None:
             raise NumpyBloomError(f"{path} {fault}; convert the checkpoint again")
 
 
-def _shown(value: object, most: int = 60) -> str:
+def shown(value: object, most: int = 60) -> str:
     """A value for one line of an error."""
     try:
         text = repr(value)
