@@ -1,30 +1,23 @@
 """`python -m conversion.export`: a checkpoint again, with the bits of the one that it came of."""
 
-import errno
 import json
-import os
 import shutil
 import tracemalloc
-from collections import namedtuple
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from checkpoints import Checkpoint, as_float32, stored
-from commands import Command, check_failure
-from conversions import failing, read_arrays, read_matrix, snapshot
+from commands import Command
+from conversions import read_matrix, snapshot
+from exports import exported, several
 
-from conversion import convert, direct
+from conversion import convert
 from conversion import export as export_command
 from conversion.checkpoint import open_checkpoint, strip_prefix
 from conversion.export import export
-from numpy_bloom.errors import NumpyBloomError
 
 CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-SMALL = 20_000
-"""Bytes of a shard that make several of a small model."""
-Arrays = dict[str, tuple[str, Any]]
 
 
 @pytest.fixture(scope="module")
@@ -38,31 +31,6 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(original: Path, tmp_path: Path) -> Path:
     """The folder of a small model."""
     return Path(shutil.copytree(original, tmp_path / "model"))
-
-
-def several(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export_command, "SHARD_BYTES", SMALL)
-
-
-def exported(folder: Path) -> Arrays:
-    """Type and numbers of all tensors, read as the index says."""
-    index = folder / "model.safetensors.index.json"
-    if not index.exists():
-        assert [path.name for path in folder.glob("*.safetensors")] == ["model.safetensors"]
-        return read_arrays(folder / "model.safetensors")
-    content = json.loads(index.read_text())
-    places: dict[str, str] = content["weight_map"]
-    shards = sorted(set(places.values()))
-    count = len(shards)
-    assert shards == [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
-    assert {path.name for path in folder.glob("*.safetensors")} == set(shards)
-    arrays: Arrays = {}
-    for shard in shards:
-        found = read_arrays(folder / shard)
-        assert found.keys() == {name for name, place in places.items() if place == shard}
-        arrays |= found
-    assert content["metadata"] == {"total_size": sum(a.nbytes for _, a in arrays.values())}
-    return arrays
 
 
 @pytest.mark.parametrize(
@@ -211,129 +179,6 @@ def test_a_shard_is_no_larger_than_it_may_be(
     first, last = {"wor"}, {"h.4", "ln_"}
     assert parts[0] == [first, {"h.0", "h.1"}, {"h.2", "h.3"}, last]
     assert parts[1] == [first, {"h.0"}, {"h.1"}, {"h.2"}, {"h.3"}, last]
-
-
-FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-@pytest.mark.parametrize(
-    ("owner", "name", "call", "error"),
-    [
-        *((os, "fsync", call, FULL) for call in range(1, 20, 6)),
-        *((os, "fsync", call, KeyboardInterrupt()) for call in (2, 12)),
-        *((os, "write", call, FULL) for call in (1, 9)),
-        *((os, "replace", call, KeyboardInterrupt()) for call in (1, 8)),
-        (os, "rename", 1, FULL),
-    ],
-)
-def test_interruptions(
-    tmp_path: Path,
-    model: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    owner: Any,
-    name: str,
-    call: int,
-    error: BaseException,
-) -> None:
-    """Wherever it ends there is no such folder; the next run makes what an undisturbed one makes,
-    and writes no complete shard again."""
-    several(monkeypatch)
-    export(model, tmp_path / "hf")
-    expected = snapshot(tmp_path / "hf")
-    shutil.rmtree(tmp_path / "hf")
-    with monkeypatch.context() as patch:
-        patch.setattr(direct, "BUFFER_BYTES", 4096)  # so that a shard needs several
-        patch.setattr(owner, name, failing(getattr(owner, name), call, error))
-        with pytest.raises((NumpyBloomError, KeyboardInterrupt)):
-            export(model, tmp_path / "hf")
-    assert not (tmp_path / "hf").exists()
-    partial = tmp_path / "hf.partial"
-    left = list(partial.glob("*.safetensors")) if partial.exists() else []
-    assert all(path.read_bytes() == expected[path.name] for path in left)
-    journal = tmp_path / "hf.partial.json"
-    noted = json.loads(journal.read_text())["files"] if journal.exists() else {}
-    times = {name: (partial / name).stat().st_mtime_ns for name in noted}
-    export(model, tmp_path / "hf")
-    assert snapshot(tmp_path / "hf") == expected
-    assert {name: (tmp_path / "hf" / name).stat().st_mtime_ns for name in noted} == times
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "model"]
-
-
-def test_what_was_begun_of_another_model(
-    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of a model that has been converted again meanwhile, or cut into other shards, none stays."""
-    several(monkeypatch)
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", failing(os.fsync, 14, KeyboardInterrupt()))
-        with pytest.raises(KeyboardInterrupt):
-            export(model, tmp_path / "hf")
-    assert list((tmp_path / "hf.partial").glob("*.safetensors"))
-    shutil.copytree(tmp_path / "hf.partial", tmp_path / "copy.partial")
-    shutil.copy(tmp_path / "hf.partial.json", tmp_path / "copy.partial.json")
-    monkeypatch.setattr(export_command, "SHARD_BYTES", 2 * SMALL)
-    export(model, tmp_path / "hf")
-    exported(tmp_path / "hf")
-    monkeypatch.setattr(export_command, "SHARD_BYTES", SMALL)
-    changed = Checkpoint(seed=1)
-    convert(changed.write(tmp_path / "source"), model, overwrite=True)
-    export(model, tmp_path / "copy")
-    for name, (_, values) in exported(tmp_path / "copy").items():
-        np.testing.assert_array_equal(values, changed.tensors[name.removeprefix("transformer.")])
-
-
-@pytest.mark.parametrize("kind", ["folder", "file", "model"])
-def test_what_exists_is_kept(tmp_path: Path, model: Path, command: Command, kind: str) -> None:
-    hf_folder = tmp_path / ("model" if kind == "model" else "hf")
-    if kind == "folder":
-        hf_folder.mkdir()
-    elif kind == "file":
-        hf_folder.write_text("mine")
-    before = snapshot(tmp_path)
-    result = command(export_command, model, hf_folder)
-    check_failure(result, "export", f"{hf_folder} exists; choose another folder")
-    assert snapshot(tmp_path) == before
-
-
-def test_damaged_models(tmp_path: Path, model: Path) -> None:
-    """One bit in any file: nothing is written under the name, and complete shards stay complete."""
-    for name in snapshot(model).keys() - {"manifest.json"}:
-        path = model / name
-        content = path.read_bytes()
-        path.write_bytes(content[:-2] + bytes([content[-2] ^ 1]) + content[-1:])
-        with pytest.raises(NumpyBloomError) as error:
-            export(model, tmp_path / "hf")
-        if name != "config.json":  # which may be no JSON any more
-            assert str(error.value) == (
-                f"{path} is not as it was written; for a way out: "
-                f"python -m conversion.verify {tmp_path / 'model'}"
-            )
-        path.write_bytes(content)
-        assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
-
-
-def test_no_model(tmp_path: Path, command: Command) -> None:
-    check_failure(
-        command(export_command, tmp_path / "no", tmp_path / "hf"), "export", "not a folder"
-    )
-    source = Checkpoint().write(tmp_path / "source")
-    check_failure(
-        command(export_command, source, tmp_path / "hf"), "export", "is not a converted model"
-    )
-    assert [path.name for path in tmp_path.iterdir()] == ["source"]
-
-
-def test_little_disk(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Told before the first byte: what an export takes must fit, to the byte."""
-    checkpoint = Checkpoint()
-    needed = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(needed, 1, needed - 1))
-    with pytest.raises(NumpyBloomError, match=r"GB free, expected .*or choose another folder"):
-        export(model, tmp_path / "hf")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
-    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(needed, 0, needed))
-    export(model, tmp_path / "hf")
 
 
 def test_command(tmp_path: Path, model: Path, command: Command) -> None:

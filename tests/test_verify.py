@@ -1,18 +1,17 @@
 """`python -m conversion.verify`: whatever is done to a converted folder is told by name."""
 
 import errno
-import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from checkpoints import Checkpoint
 from commands import Command, check_failure, runner
+from damages import flip, told, vouch_for
 
 import numpy_bloom
 from conversion import convert, verify
@@ -46,33 +45,6 @@ def original(source: Path) -> Path:
 def target(original: Path, tmp_path: Path) -> Path:
     """A copy of a sound model."""
     return Path(shutil.copytree(original, tmp_path / "model"))
-
-
-def vouch_for(target: Path) -> None:
-    """Bring sizes and checksums in the manifest up to date with the files."""
-    manifest = json.loads((target / MANIFEST).read_text())
-    for name in manifest["files"]:
-        content = (target / name).read_bytes()
-        checksum = hashlib.sha256(content).hexdigest()
-        manifest["files"][name] = {"size": len(content), "sha256": checksum}
-    (target / MANIFEST).write_text(json.dumps(manifest))
-
-
-def told(target: Path, *, deep: bool = False) -> list[str]:
-    return [fault.text for fault in find_faults(target, deep=deep)]
-
-
-def relist(target: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change the list of files in the manifest."""
-    manifest = json.loads((target / MANIFEST).read_text())
-    change(manifest["files"])
-    (target / MANIFEST).write_text(json.dumps(manifest))
-
-
-def flip(path: Path, place: int) -> None:
-    content = bytearray(path.read_bytes())
-    content[place] ^= 1
-    path.write_bytes(content)
 
 
 @pytest.mark.parametrize("dtype", FORMATS)
@@ -248,70 +220,6 @@ def test_deep(source: Path, tmp_path: Path, dtype: str) -> None:
     assert told(target, deep=True) == []
 
 
-SOUND = {"size": 1, "sha256": "0" * 64}
-BAD_ENTRIES = [
-    *((name, SOUND, "lists") for name in ("../x", "/etc/passwd", "a\\b", "", ".", "..", MANIFEST)),
-    *((name, SOUND, "lists") for name in ("a\nb", "\0", "\udcff", "x" * 256)),
-    ("block_000.safetensors", 7, "the size of 'block_000.safetensors' is None"),
-    ("config.json", {"size": 1}, "the sha256 of 'config.json' is None, expected 64 digits"),
-    ("config.json", SOUND | {"sha256": "0" * 63}, "expected 64 digits"),
-    ("config.json", SOUND | {"sha256": "G" * 64}, "expected 64 digits"),
-    ("config.json", SOUND | {"sha256": "0" * 64 + "\n"}, "expected 64 digits"),
-    *(
-        ("config.json", SOUND | {"size": size}, f"'config.json' is {size!r}, expected bytes")
-        for size in (True, -1, 1.0, "1", None, 1 << 63)
-    ),
-]
-
-
-@pytest.mark.parametrize(("name", "entry", "words"), BAD_ENTRIES)
-def test_entries_of_the_manifest(target: Path, name: str, entry: Any, words: str) -> None:
-    """Each is told by verify, which goes on with the others; a model with one is not loaded."""
-    relist(target, lambda files: files.update({name: entry}))
-    flip(target / "tokenizer.json", 5)
-    faults = list(find_faults(target))
-    assert [fault.file for fault in faults] == [MANIFEST, "tokenizer.json"]
-    assert words in faults[0].text
-    with pytest.raises(NumpyBloomError) as error:
-        Folder.open(target, BLOCKS, HIDDEN, VOCAB)
-    for text in (str(error.value), faults[0].text):
-        assert text.isprintable()
-        assert len(text) < 400
-    assert str(error.value) == f"{target}/{faults[0].text}; convert the checkpoint again"
-
-
-def test_what_the_manifest_says_of_itself(target: Path, run: Command) -> None:
-    """It is part of the way out, and may be anything."""
-    manifest = json.loads((target / MANIFEST).read_text())
-    manifest |= {"source": "a\n" * 1000, "dtype": ["int8"], "head_dtype": "mixed"}
-    (target / MANIFEST).write_text(json.dumps(manifest))
-    (target / "config.json").unlink()
-    result = run(verify, target)
-    assert result.code == 1
-    assert "run python -m conversion SOURCE " in result.err
-    assert ", dtype was ['int8'], head_dtype was 'mixed'), which writes" in result.err
-    assert len(result.err) < 1000
-
-
-def test_version_that_is_true(target: Path) -> None:
-    manifest = json.loads((target / MANIFEST).read_text())
-    (target / MANIFEST).write_text(json.dumps(manifest | {"format_version": True}))
-    with pytest.raises(NumpyBloomError, match="format_version is True, expected 1"):
-        told(target)
-
-
-def test_files_that_are_not_listed_in_the_manifest(target: Path) -> None:
-    for name in ("config.json", EMBEDDINGS, "block_000.safetensors"):
-        before = (target / MANIFEST).read_bytes()
-        relist(target, lambda files, name=name: files.pop(name))
-        faults = told(target)
-        assert faults == [
-            f"'{name}' is not listed in manifest.json",
-            f"manifest.json does not list {name}",
-        ]
-        (target / MANIFEST).write_bytes(before)
-
-
 @pytest.mark.parametrize(
     ("suffix", "number", "text"),
     [
@@ -342,18 +250,6 @@ def test_packed_headers(tmp_path: Path, suffix: str, number: int, text: str) -> 
     assert told(target, deep=True) == [f"{matrix.array} {text}; convert the checkpoint again"]
     with pytest.raises(NumpyBloomError, match=text), numpy_bloom.load(target):
         pass
-
-
-def test_every_file_has_its_size_when_a_model_is_loaded(target: Path) -> None:
-    names = json.loads((target / MANIFEST).read_text())["files"]
-    assert {"config.json", "tokenizer.json", EMBEDDINGS} < set(names)
-    for name in names:
-        content = (target / name).read_bytes()
-        (target / name).write_bytes(content + b" ")
-        with pytest.raises(NumpyBloomError, match=f"{name} has .* bytes, expected .*; convert"):
-            Folder.open(target, BLOCKS, HIDDEN, VOCAB)
-        (target / name).write_bytes(content)
-    Folder.open(target, BLOCKS, HIDDEN, VOCAB)
 
 
 def test_no_model(tmp_path: Path, run: Command) -> None:
