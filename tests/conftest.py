@@ -1,5 +1,6 @@
 """Fixtures for the tests here and in the folders below, which find `parity` through this file."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -7,6 +8,27 @@ from pathlib import Path
 import commands
 import pytest
 from recorded import Recorded, read_recorded
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--thorough", action="store_true", help="cut runs short at four times as many places"
+    )
+
+
+@pytest.fixture
+def step(pytestconfig: pytest.Config) -> int:
+    """Tests that cut runs short, at very many places, do so at each place that is this far from the
+    one before."""
+    return 1 if pytestconfig.getoption("thorough") else 4
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_waiting_for_disks() -> Iterator[None]:
+    """No power fails here. What is synchronized when is tested by taking note of the calls."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ are written from docs/format.md alone, and how far off a product may be.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -41,9 +42,12 @@ class Matrix(NamedTuple):
         return decode(self.format.dtype, self.format.shape, self.arrays)
 
 
+@cache
 def normal(seed: object, *shape: int) -> Floats:
-    """Random numbers."""
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    """Random numbers, the same array each time."""
+    numbers = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    numbers.flags.writeable = False
+    return numbers
 
 
 def written(values: Array, dtype: str, source: str = "float32", blocks: int = 1) -> Matrix:

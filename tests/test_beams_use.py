@@ -123,8 +123,8 @@ def test_options_out_of_range(model: numpy_bloom.Bloom, options: dict[str, Any],
     assert told in str(error.value)
 
 
-def test_going_on_after_ctrl_c(model: numpy_bloom.Bloom) -> None:
-    """At any line of the search, or of the cache: the result is the same."""
+def test_going_on_after_ctrl_c(model: numpy_bloom.Bloom, step: int) -> None:
+    """At many lines of the search, or of the cache: the result is the same."""
     package = Path(beams.__file__).parents[1]
     files = [
         package / part for part in ("generation/beams.py", "generation/seats.py", "model/cache.py")
@@ -134,7 +134,7 @@ def test_going_on_after_ctrl_c(model: numpy_bloom.Bloom) -> None:
     assert len(set(expected.token_ids)) == 5
     with Interrupt(0, files) as undisturbed:
         found(model, PROMPT, **options)
-    for place in range(1, undisturbed.lines, 11):
+    for place in range(1, undisturbed.lines, 5 * step):
         search = model.beam_search(PROMPT, **options)
         with suppress(KeyboardInterrupt), Interrupt(place, files):
             list(search)

@@ -160,9 +160,9 @@ def test_what_a_run_needs_decides_what_is_pinned(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_interleaved_generators(folder: Path, threads: int) -> None:
+def test_interleaved_generators(folder: Path, step: int, threads: int) -> None:
     prompts = [byte_ids("Todos"), byte_ids("la dignidad"), byte_ids("z")]
-    for memory in settings(folder, threads)[::2]:
+    for memory in settings(folder, threads)[::step]:
         with numpy_bloom.load(folder, memory=memory + 60_000, threads=threads) as model:
             alone = [
                 [token.id for token in model.generate(prompt, max_new_tokens=NEW)]
@@ -177,12 +177,12 @@ def test_interleaved_generators(folder: Path, threads: int) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_leaving_a_generator_half_way(folder: Path, threads: int) -> None:
+def test_leaving_a_generator_half_way(folder: Path, step: int, threads: int) -> None:
     """What it held is free for the next one."""
     for memory in settings(folder, threads)[:4:3]:
         with numpy_bloom.load(folder, memory=memory, threads=threads) as model:
             expected = answer(model)
-            for count in range(NEW):
+            for count in range(0, NEW, step):
                 generator = model.generate(PROMPT, max_new_tokens=NEW)
                 for _ in range(count):
                     next(generator)

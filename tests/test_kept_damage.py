@@ -69,11 +69,11 @@ def flips(content: bytes) -> list[int]:
     return [*range(end), *range(end, start, 97), *range(start, len(content), 3)]
 
 
-def test_a_flipped_bit(model: Bloom, file: Path, text: list[int]) -> None:
+def test_a_flipped_bit(model: Bloom, file: Path, text: list[int], step: int) -> None:
     """Anywhere: it is refused, or it is where nobody reads."""
     whole = file.read_bytes()
     refused = passed = 0
-    for place in flips(whole):
+    for place in flips(whole)[::step]:
         content = bytearray(whole)
         content[place] ^= 1 << place % 8
         file.write_bytes(content)
@@ -85,16 +85,16 @@ def test_a_flipped_bit(model: Bloom, file: Path, text: list[int]) -> None:
             assert str(error).startswith(f"{file} is")
     slab = 2 * 2 * 8 * 4
     unread = (NEW - BEGUN + 1) * (slab + 8) + (NEW - BEGUN) * 32  # they are written first
-    assert unread / 3 - 20 < passed <= unread / 3 + 20
-    assert refused > 1000
+    assert unread / 3 - 20 < passed * step <= unread / 3 + 20
+    assert refused * step > 1000
 
 
-def test_a_flipped_bit_is_ignored(model: Bloom, file: Path, text: list[int]) -> None:
+def test_a_flipped_bit_is_ignored(model: Bloom, file: Path, text: list[int], step: int) -> None:
     """If that is asked for. A text cannot go on whose prompt is damaged, but it can begin."""
     whole = file.read_bytes()
     random.seed(0)
     resumed = 0
-    for place in random.sample(flips(whole), 60):
+    for place in random.sample(flips(whole), 120 // step):
         content = bytearray(whole)
         content[place] ^= 1 << place % 8
         file.write_bytes(content)
@@ -111,7 +111,7 @@ def test_a_flipped_bit_is_ignored(model: Bloom, file: Path, text: list[int]) -> 
         except NumpyBloomError as error:
             assert "is no 'numpy-bloom kept text 1'; choose another file" in str(error)
             file.write_bytes(whole)
-    assert resumed > 30
+    assert resumed > 60 // step
 
 
 def test_what_is_damaged_is_cleared(model: Bloom, file: Path) -> None:

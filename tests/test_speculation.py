@@ -89,7 +89,7 @@ def guessed(model: Bloom, prompts: list[Any], **options: Any) -> list[Said]:
 # --- token for token ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("draft_tokens", range(1, 17))
+@pytest.mark.parametrize("draft_tokens", [1, 2, 3, 4, 5, 8, 16])
 def test_greedily_the_same(model: Bloom, drafts: dict[str, Any], draft_tokens: int) -> None:
     """Alone and together, with every end there is."""
     numbers = random.Random(draft_tokens)
@@ -143,18 +143,19 @@ def test_probabilities_are_the_models_own(model: Bloom, drafts: dict[str, Any]) 
         np.testing.assert_allclose([token.logprob for token in tokens], plain, atol=1e-4)
 
 
-def test_two_hundred_texts_of_the_demo_model(demo: Bloom, demo_in_int8: Bloom) -> None:
-    """A model that guesses does so for each text apart: it is asked for some of them."""
+def test_many_texts_of_the_demo_model(demo: Bloom, demo_in_int8: Bloom, step: int) -> None:
+    """Fifty, or two hundred. A model that guesses does so for each text apart: it is asked for some
+    of them."""
     numbers = random.Random(0)
     prompts = []
-    for _ in range(200):
+    for _ in range(200 // step):
         ids = demo.encode(numbers.choice(LANGUAGES)["article"])
         start = numbers.randrange(len(ids) - 1)
         prompts.append(ids[start : start + numbers.randint(1, 12)])
     expected = guessed(demo, prompts, max_new_tokens=12)
     assert guessed(demo, prompts, max_new_tokens=12, draft_model="prompt-lookup") == expected
     options: dict[str, Any] = {"max_new_tokens": 12, "draft_model": demo_in_int8}
-    assert guessed(demo, prompts[:50], **options) == expected[:50]
+    assert guessed(demo, prompts[::4], **options) == expected[::4]
 
 
 # --- how many hold --------------------------------------------------------------------------------
@@ -232,11 +233,11 @@ def test_what_is_looked_up(ids: list[int], count: int, guess: list[int]) -> None
 
 
 def test_tokens_per_pass_of_the_demo_model(
-    demo: Bloom, demo_in_int8: Bloom, capsys: pytest.CaptureFixture[str]
+    demo: Bloom, demo_in_int8: Bloom, capsys: pytest.CaptureFixture[str], step: int
 ) -> None:
-    """Article 1 in a third of the languages with a copy of the model in int8; and in all of them,
-    where it says it once more, with what it has said before."""
-    some = LANGUAGES[::3]
+    """Article 1 in every fourth language, or all, with a copy of the model in int8; and where it
+    says it once more, with what it has said before."""
+    some = LANGUAGES[::step]
     openings = [language["opening"] for language in some]
     generations = demo.generate_batch(openings, max_new_tokens=300, draft_model=demo_in_int8)
     tokens = passes = 0
@@ -245,9 +246,9 @@ def test_tokens_per_pass_of_the_demo_model(
         assert language["opening"] + generation.text == language["article"]
         tokens, passes = tokens + len(generation.token_ids), passes + generation.stats.passes
     repeated = [0, 0]
-    again = [f"{language['article']}</s>{language['opening']}" for language in LANGUAGES]
+    again = [f"{language['article']}</s>{language['opening']}" for language in some]
     looked_up = demo.generate_batch(again, max_new_tokens=300, draft_model="prompt-lookup")
-    for language, generation in zip(LANGUAGES, looked_up, strict=True):
+    for language, generation in zip(some, looked_up, strict=True):
         list(generation)
         if language["opening"] + generation.text == language["article"]:
             repeated[0] += len(generation.token_ids)
@@ -267,7 +268,7 @@ LOOP = [PACKAGE / "generation" / name for name in ("batch.py", "drafts.py", "sam
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 2.0, "seed": 1}])
 def test_going_on_after_ctrl_c(
-    model: Bloom, drafts: dict[str, Any], options: dict[str, Any]
+    model: Bloom, drafts: dict[str, Any], step: int, options: dict[str, Any]
 ) -> None:
     """Whether it came while one guesses, or while guesses are verified."""
     options |= {"draft_model": drafts["another"], "draft_tokens": 4, "max_new_tokens": 6}
@@ -276,11 +277,11 @@ def test_going_on_after_ctrl_c(
     with Interrupt(0, LOOP) as undisturbed:
         list(generation)
     interrupted = 0
-    for after in range(1, undisturbed.lines, 5):
+    for after in range(1, undisturbed.lines, 2 * step):
         generation = model.generate(PROMPT, **options)
         with pytest.raises(KeyboardInterrupt), Interrupt(after, LOOP):
             list(generation)
         interrupted += 1
         list(generation)
         assert [said(generation)] == expected
-    assert interrupted > 20
+    assert interrupted > 10
