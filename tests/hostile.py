@@ -247,6 +247,13 @@ INDEXES = [
         r"'a.safetensors\x00.bin', expected a file name without folders",
     ),
     Hostile(
+        "index-long-name",
+        "a name that no system takes",
+        _pointing("a" * 300),
+        "{folder}/" + INDEX + ": 'transformer.h.0.mlp.dense_4h_to_h.bias' is said to lie in "
+        f"'{'a' * 300}', expected a file name without folders",
+    ),
+    Hostile(
         "index-array",
         "an array of names",
         indexed(lambda names: names),
@@ -352,6 +359,18 @@ TOKENIZERS = [
         "another algorithm, which fails on some texts",
         edited(TOKENIZER, lambda v: v.update(model={"type": "Unigram", "vocab": [["a", 0.0]]})),
         REFUSED + "its model is no BPE, " + NEEDS,
+    ),
+    Hostile(
+        "tokenizer-merges",
+        "merges that are none, each of which takes a kilobyte in the library",
+        edited(TOKENIZER, lambda v: v["model"]["merges"].extend([{"": 0}] * 100_000)),
+        REFUSED + "its vocabulary or its merges are malformed, " + NEEDS,
+    ),
+    Hostile(
+        "tokenizer-part-array",
+        "a part of which the type is an array; fuzzing found it",
+        updated(TOKENIZER, normalizer={"type": ["NFC"]}),
+        REFUSED + "its normalizer has the part ['NFC'], " + NEEDS,
     ),
     Hostile(
         "tokenizer-added",

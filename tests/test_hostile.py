@@ -69,6 +69,10 @@ def test_the_files_of_the_hubs_cache_are_links(tmp_path: Path) -> None:
     for path in blobs.iterdir():
         (source / path.name).symlink_to(Path("../../blobs", path.name))
     convert(source, tmp_path / "model")
+    source.parent.rename(tmp_path / "cache" / "others")
+    with pytest.raises(NumpyBloomError, match=r"is a link out of"):
+        convert(tmp_path / "cache" / "others" / "0123", tmp_path / "other")
+    (tmp_path / "cache" / "others").rename(source.parent)
     (blobs / "tokenizer.json").rename(tmp_path / "outside")
     (blobs / "tokenizer.json").symlink_to(tmp_path / "outside")
     with pytest.raises(NumpyBloomError, match=rf"is a link out of .*, to {tmp_path}/outside; "):

@@ -8,6 +8,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from sandbox import run
 import numpy_bloom
 from conversion import convert
 from conversion.verify import find_faults
+from numpy_bloom.weights.formats import FORMATS
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
@@ -54,8 +56,8 @@ def _as_bin(folder: Path) -> None:
     torch_zip.write(folder / "pytorch_model.bin", tensors, storages)
 
 
-def _converted(folder: Path) -> None:
-    convert(SMALL.write(folder / "source"), folder / "model")
+def _converted(folder: Path, dtype: str = "keep") -> None:
+    convert(SMALL.write(folder / "source"), folder / "model", dtype)
     for path in (folder / "model").iterdir():
         shutil.copy(path, folder)
     shutil.rmtree(folder / "model")
@@ -139,19 +141,23 @@ def _split(content: bytes) -> tuple[bytes, bytes]:
     return content[8:start], content[start:]
 
 
-HEADER, DATA = _split(ONE["model.safetensors"])
-HEADER_VALUES = ["F32", "F64", "BF16", "U64", "F4", [0, 16], [4, 4], [1 << 62, 4], [4], len(DATA)]
+HEADER_VALUES = ["F32", "F64", "BF16", "U64", "F4", [0, 16], [4, 4], [1 << 62, 4], [4], [1 << 40]]
 
 
 @st.composite
-def safetensors(draw: st.DrawFn) -> bytes:
-    header = draw(json_bytes(HEADER, HEADER_VALUES))
-    length = draw(st.just(len(header)) | st.integers(0, (1 << 64) - 1) | st.integers(0, 2000))
-    data = draw(st.sampled_from([DATA, DATA[:-1], DATA + b"\0", b""]))
+def array_file(draw: st.DrawFn, content: bytes) -> bytes:
+    """A safetensors file of which header, its length, or the data are others."""
+    header, data = _split(content)
+    if draw(st.booleans()):
+        header = draw(json_bytes(header, [*HEADER_VALUES, len(data)]))
+    else:
+        data = draw(patched(data, range(0, len(data), 4)) if data else st.just(data))
+    length = draw(st.sampled_from([len(header)] * 9 + [0, 2, 1 << 20, 1 << 40, (1 << 64) - 1]))
+    data = draw(st.sampled_from([data, data, data, data[:-1], data + b"\0", b""]))
     return length.to_bytes(8, "little") + header + data
 
 
-@given(content=safetensors())
+@given(content=array_file(ONE["model.safetensors"]))
 def test_safetensors(place: Path, content: bytes) -> None:
     spoil(place, convert_and_use, {**ONE, "model.safetensors": content})
 
@@ -199,16 +205,21 @@ def test_verified_manifest(place: Path, content: bytes) -> None:
     spoil(place, verify, {**MODEL, "manifest.json": content})
 
 
-@given(name=st.sampled_from(sorted(MODEL)), data=st.data())
-def test_any_file_of_a_model(place: Path, name: str, data: st.DataObject) -> None:
+MODELS = {dtype: _made(partial(_converted, dtype=dtype)) for dtype in FORMATS}
+
+
+@given(dtype=st.sampled_from(sorted(FORMATS)), data=st.data())
+def test_any_file_of_a_model(place: Path, dtype: str, data: st.DataObject) -> None:
     """Its size is noted as it is, so that the rest is looked at."""
+    files = MODELS[dtype]
+    name = data.draw(st.sampled_from(sorted(files)))
     is_json = name.endswith(".json")
-    content = data.draw(json_bytes(MODEL[name]) if is_json else spliced(MODEL[name]))
-    manifest = json.loads(MODEL["manifest.json"])
+    content = data.draw(json_bytes(files[name]) if is_json else array_file(files[name]))
+    manifest = json.loads(files["manifest.json"])
     if name in manifest["files"]:
         manifest["files"][name]["size"] = len(content)
-    files = {**MODEL, "manifest.json": json.dumps(manifest).encode(), name: content}
-    spoil(place, use, files)
+    use_files = {**files, "manifest.json": json.dumps(manifest).encode(), name: content}
+    spoil(place, use, use_files)
 
 
 KINDS = ["BPE", "Unigram", "WordPiece", "WordLevel", "ByteLevel", "Split", "Sequence", "Metaspace"]
