@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,30 @@ def poisoned(name: str, array: str, value: float) -> Damage:
     return damage
 
 
+def listed(suffix: str, values: Sequence[int]) -> Damage:
+    """Give a small array beside a packed matrix other values, and any length."""
+
+    def damage(model: Path) -> None:
+        path, name = model / BLOCK, f"{QKV}.{suffix}"
+        content = path.read_bytes()
+        start = 8 + int.from_bytes(content[:8], "little")
+        header, data = json.loads(content[8:start]), content[start:]
+        begin, end = header[name]["data_offsets"]
+        array = np.array(values, dtype="<u8").tobytes()
+        more = len(array) - (end - begin)
+        for entry in header.values():
+            if entry["data_offsets"][0] >= end and entry is not header[name]:
+                entry["data_offsets"] = [o + more for o in entry["data_offsets"]]
+        header[name] |= {"shape": [len(values)], "data_offsets": [begin, begin + len(array)]}
+        text = json.dumps(header).encode()
+        parts = [len(text).to_bytes(8, "little"), text, data[:begin], array, data[end:]]
+        path.write_bytes(b"".join(parts))
+        size = path.stat().st_size
+        edited("manifest.json", lambda m: m["files"][BLOCK].update(size=size))(model)
+
+    return damage
+
+
 MANIFEST, CONFIG = "manifest.json", "config.json"
 GENERATION, TOKENIZER = "generation_config.json", "tokenizer.json"
 EMBEDDINGS, FINAL = "embeddings.safetensors", "final_layernorm.safetensors"
@@ -148,6 +172,18 @@ OF_FORMATS = [
     ("int4", poisoned(BLOCK, QKV, np.nan), "output is not finite"),  # two scales of float16
     ("bfloat16-packed", replaced(BLOCK, f'"{QKV}.exceptions"', f'"{QKV}.exceptionz"'), "' is miss"),
     ("bfloat16-packed", replaced(BLOCK, f"{SHAPE_OF_BASE}[1]", f"{SHAPE_OF_BASE}[ ]"), "shape ()"),
+    (
+        "bfloat16-packed",
+        listed("exponent_base", [128]),
+        f"{BLOCK}: its exponent_base is 128, expected less",
+    ),
+    ("bfloat16-packed", listed("exceptions", [5 << 16, 5 << 16]), "exceptions are not in order"),
+    ("bfloat16-packed", listed("exceptions", [768 << 16]), "in order, or beyond its end; convert"),
+    (
+        "bfloat16-packed",
+        listed("exceptions", range(145)),
+        f"/{BLOCK} is larger than the matrix",
+    ),
     ("bfloat16-packed", replaced(BLOCK, '"shape":[576]', '"shape":[288]'), BLOCK),
 ]
 

@@ -31,6 +31,11 @@ class StoredMatrix:
         Raises:
             NumpyBloomError: that cannot be read, or is damaged.
         """
+        for suffix, (_, shape) in self.format.arrays(self.shape).items():
+            if shape == (-1,) and self.beside[suffix].nbytes > self.array.nbytes:
+                raise NumpyBloomError(
+                    f"{self.beside[suffix]} is larger than its matrix; convert the checkpoint again"
+                )
         beside = {suffix: read_small(array) for suffix, array in self.beside.items()}
         try:
             return self.format(self.shape, beside)
