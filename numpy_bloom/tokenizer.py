@@ -20,7 +20,7 @@ MOST_BYTES = 32_000_000
 """BLOOM's tokenizer.json has 14.5 MB, 26 MB if it is indented."""
 MOST_OUTSIDE = 1_000_000
 """Characters beside the vocabulary and its merges: added tokens, for the most part."""
-MOST_PARTS = 8
+MOST_PARTS = 5
 """In each room; any of them may double a text."""
 
 ROOMS = {
