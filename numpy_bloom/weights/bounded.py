@@ -4,7 +4,6 @@ import json
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -61,18 +60,21 @@ def parse_json(content: bytes) -> Any:
         value = json.loads(content.decode(), object_pairs_hook=_unique, parse_constant=_refuse)
     except RecursionError as error:
         raise ValueError(f"more than {MOST_DEPTH} objects and arrays in each other") from error
-    depth, level = 0, [value]
-    while level := [child for parent in level for child in _children(parent)]:
+    depth, level = 0, _containers([value])
+    while level:
         depth += 1
         if depth > MOST_DEPTH:
             raise ValueError(f"more than {MOST_DEPTH} objects and arrays in each other")
+        level = [child for parent in level for child in _containers(parent)]
     return value
 
 
-def _children(value: object) -> Iterator[object]:
+def _containers(value: dict[str, Any] | list[Any]) -> list[dict[str, Any] | list[Any]]:
     """The objects and arrays right within one."""
-    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return (child for child in inside if isinstance(child, dict | list))
+    inside = value if isinstance(value, list) else value.values()
+    if {dict, list}.isdisjoint(map(type, inside)):  # so for most; soon found out
+        return []
+    return [child for child in inside if isinstance(child, dict | list)]
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
