@@ -23,7 +23,9 @@ from sandbox import run
 
 import numpy_bloom
 from conversion import convert
-from conversion.verify import find_faults
+from conversion.export import export
+from conversion.verify import find_faults, ways_out
+from numpy_bloom.weights.folder import parse_manifest
 from numpy_bloom.weights.formats import FORMATS
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -111,7 +113,22 @@ def use(folder: Path) -> None:
 
 def verify(folder: Path) -> None:
     """What `python -m conversion.verify` does."""
-    assert all(fault.isprintable() for fault in find_faults(folder, deep=True))
+    faults = list(find_faults(folder, deep=True))
+    assert all(fault.text.isprintable() for fault in faults)
+    list(ways_out(faults, folder, parse_manifest(folder)))
+
+
+def give_back(folder: Path) -> None:
+    """Make a checkpoint of a model again."""
+    export(folder, folder.with_name("checkpoint"))
+
+
+USES = st.sampled_from([use, verify, give_back])
+
+
+def _with(content: bytes, **values: Any) -> bytes:
+    """A JSON file with other values."""
+    return json.dumps({**json.loads(content), **values}).encode()
 
 
 CONFIG_VALUES = ["gpt2", "bloom", 7, 1001, 1 << 17, 1e-5, [2, 3]]
@@ -195,14 +212,10 @@ def test_pickle(place: Path, program: bytes) -> None:
     spoil(place, convert_and_use, {**BIN, TORCH: content})
 
 
-@given(content=json_bytes(MODEL["manifest.json"], list(MODEL)))
-def test_manifest(place: Path, content: bytes) -> None:
-    spoil(place, use, {**MODEL, "manifest.json": content})
-
-
-@given(content=json_bytes(MODEL["manifest.json"], list(MODEL)))
-def test_verified_manifest(place: Path, content: bytes) -> None:
-    spoil(place, verify, {**MODEL, "manifest.json": content})
+@example(action=verify, content=_with(MODEL["manifest.json"], dtype=["float32"], files={}))
+@given(action=USES, content=json_bytes(MODEL["manifest.json"], list(MODEL)))
+def test_manifest(place: Path, action: Callable[[Path], object], content: bytes) -> None:
+    spoil(place, action, {**MODEL, "manifest.json": content})
 
 
 MODELS = {dtype: _made(partial(_converted, dtype=dtype)) for dtype in FORMATS}
@@ -218,8 +231,8 @@ def test_any_file_of_a_model(place: Path, dtype: str, data: st.DataObject) -> No
     manifest = json.loads(files["manifest.json"])
     if name in manifest["files"]:
         manifest["files"][name]["size"] = len(content)
-    use_files = {**files, "manifest.json": json.dumps(manifest).encode(), name: content}
-    spoil(place, use, use_files)
+    spoiled = {**files, "manifest.json": json.dumps(manifest).encode(), name: content}
+    spoil(place, data.draw(USES), spoiled)
 
 
 KINDS = ["BPE", "Unigram", "WordPiece", "WordLevel", "ByteLevel", "Split", "Sequence", "Metaspace"]
@@ -244,12 +257,8 @@ PARTS: list[Any] = [
 PARTS += [{"type": "Sequence", key: [PARTS[7]] * 9} for key in ("pretokenizers", "normalizers")]
 
 
-def _with(name: str, **values: Any) -> bytes:
-    return json.dumps({**json.loads(ONE[name]), **values}).encode()
-
-
-@example(content=_with("tokenizer.json", normalizer={"type": ["NFC"]}))
-@example(content=_with("tokenizer.json", padding=PARTS[10], truncation=PARTS[11]))
+@example(content=_with(ONE["tokenizer.json"], normalizer={"type": ["NFC"]}))
+@example(content=_with(ONE["tokenizer.json"], padding=PARTS[10], truncation=PARTS[11]))
 @given(content=json_bytes(ONE["tokenizer.json"], [*KINDS, *PARTS, ["a", "b"], ["Ġ", "a"]]))
 def test_tokenizer(place: Path, content: bytes) -> None:
     spoil(place, convert_and_use, {**ONE, "tokenizer.json": content})
@@ -259,7 +268,7 @@ def test_what_is_not_spoiled_is_used(place: Path) -> None:
     """Else nothing of the above would tell anything."""
     for files in (ONE, SHARDED, BIN):
         assert spoil(place, convert_and_use, files) is None
-    for action in (use, verify):
+    for action in (use, verify, give_back):
         assert spoil(place, action, MODEL) is None
     assert np.isfinite(SMALL.tensors["ln_f.bias"]).all()
 
