@@ -281,13 +281,6 @@ ZIPS = [
         TORCH + " (ValueError: a list of entries of 2,000,000,000 bytes); " + AGAIN,
     ),
     Hostile(
-        "zip-two-archives",
-        "two state dicts",
-        zipped("a/data.pkl", "b/data.pkl"),
-        "{folder}/" + BIN + " has 2 entries named <prefix>/data.pkl, expected one; it was not "
-        "written by torch.save",
-    ),
-    Hostile(
         "zip-none",
         "a bare pickle, as before the zip format",
         lambda folder: (

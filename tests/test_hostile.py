@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from checkpoints import Checkpoint, byte_ids
 from conversions import converted
-from hostile import CONFIGS, INDEXES, LINKS, TOKENIZERS, Hostile
+from hostile import Hostile
 from hostile_arrays import HEADERS, PICKLES, ZIPS
+from hostile_json import CONFIGS, INDEXES
+from hostile_tokenizers import LINKS, TOKENIZERS
 
 import numpy_bloom
 from conversion import convert
