@@ -47,11 +47,20 @@ class TextStream:
             self.step(token_id)
 
     def step(self, token_id: int) -> str:
-        """Take one more token; give out what text is now certain, possibly none."""
+        """Take one more token; give out what text is now certain, possibly none.
+
+        Raises:
+            NumpyBloomError: the tokenizer fails, since its decoder fits no byte-level vocabulary.
+        """
         if self._tokenizer is None:
             return ""
         self._ids.append(token_id)
-        self._decoded += self._stream.step(self._tokenizer, token_id) or ""
+        try:
+            self._decoded += self._stream.step(self._tokenizer, token_id) or ""
+        except Exception as error:  # the library raises plain Exception
+            raise NumpyBloomError(
+                f"the tokenizer cannot turn token {token_id} into text: {error}"
+            ) from error
         return self._give(self._certain())
 
     def finish(self) -> str:

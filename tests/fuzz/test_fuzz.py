@@ -7,7 +7,7 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -72,12 +72,6 @@ BIN = _made(_as_bin)
 MODEL = _made(_converted)
 INDEX = "model.safetensors.index.json"
 TORCH = "pytorch_model.bin"
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder for one example after the other."""
-    yield tmp_path_factory.mktemp("fuzz")
 
 
 def spoil(place: Path, action: Callable[[Path], object], files: Files) -> str | None:
