@@ -28,6 +28,7 @@ NOT_RUN = {
         "downloads torch; .ci/run installs the same"
     ),
     ".venv/bin/python -m pytest": "runs these tests",
+    ".venv/bin/python -m pytest --thorough": ".ci/run runs what it adds",
     ".venv/bin/python -m pytest tests/fuzz": ".ci/run runs it",
     ".venv/bin/python -m pytest tests/fuzz --hypothesis-profile long": "takes minutes",
     ".venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy": (
