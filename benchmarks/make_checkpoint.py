@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from conversion import convert
-from numpy_bloom.bloom import DEMO
+from numpy_bloom.loading import DEMO
 from numpy_bloom.weights.dtypes import Stored, narrow, widen
 from numpy_bloom.weights.folder import (
     ArrayFile,

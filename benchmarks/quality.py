@@ -17,7 +17,7 @@ from report import markdown
 
 import numpy_bloom
 from conversion import convert
-from numpy_bloom.bloom import DEMO
+from numpy_bloom.loading import DEMO
 from numpy_bloom.weights.dtypes import Floats, Stored, narrow, widen
 from numpy_bloom.weights.formats import FORMATS, encoder
 from numpy_bloom.weights.safetensors_file import Spec, header_bytes

@@ -7,7 +7,8 @@ with numpy_bloom.load() as model:  # the demo model
         print(token.text, end="")
 """
 
-from numpy_bloom.bloom import Bloom, load
+from numpy_bloom.bloom import Bloom
 from numpy_bloom.errors import NumpyBloomError, OptionError
+from numpy_bloom.loading import load
 
 __all__ = ["Bloom", "NumpyBloomError", "OptionError", "load"]

@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from numpy_bloom.bloom import Bloom, load
+from numpy_bloom.bloom import Bloom
 from numpy_bloom.command import parser, rate, run_command
 from numpy_bloom.errors import check_whole
+from numpy_bloom.loading import load
 from numpy_bloom.weights.rates import arithmetic_rate, disk_rate, memory_rate
 
 
@@ -70,7 +71,7 @@ def main() -> None:
 
 def measure(bloom: Bloom, prompt_tokens: int, new_tokens: int) -> Measurements:
     """Run one prompt of arbitrary tokens and so many passes of one token, greedily fed."""
-    model = bloom.model
+    model = bloom.whole_model
     store, stream = model.store, model.stream
     disk = disk_rate(stream.chunks)
     with store.computing():

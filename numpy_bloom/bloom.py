@@ -20,37 +20,6 @@ from numpy_bloom.generation.text import TextStream, stop_texts
 from numpy_bloom.inputs import token_id_array
 from numpy_bloom.study.trace import Trace, trace_steps
 from numpy_bloom.text_model import TextModel
-from numpy_bloom.weights.budget import default_memory, default_threads, parse_size
-
-DEMO = Path(__file__).parent / "demo"
-"""The small model that ships with the package."""
-
-
-def load(
-    folder: str | Path | None = None,
-    *,
-    memory: str | int | None = None,
-    threads: int | None = None,
-) -> "Bloom":
-    """Open a converted model. Use it in a `with` statement, or close it.
-
-    Args:
-        folder: what `python -m conversion` wrote. Default: the demo model.
-        memory: for weights, key-value caches, buffers and activations together, such as `2GB`;
-            weights that do not fit are read from disk in every pass. Default: what this process
-            has available, less a margin.
-        threads: how many compute. Default: the cores available to this process.
-
-    Raises:
-        NumpyBloomError: the folder is no complete converted model, or an option is out of range.
-    """
-    if threads is not None:
-        check_whole("threads", threads, 1)
-    return Bloom(
-        DEMO if folder is None else Path(folder),
-        default_memory() if memory is None else parse_size(memory),
-        default_threads() if threads is None else threads,
-    )
 
 
 class Bloom(TextModel):
@@ -198,7 +167,7 @@ class Bloom(TextModel):
         if refused:
             raise OptionError(f"{refused[0]} cannot be given to trace_generation; leave it out")
         generation = self.generate(prompt, max_new_tokens=max_new_tokens, **options)
-        return trace_steps(self.model, generation, names, max_new_tokens)
+        return trace_steps(self.whole_model, generation, names, max_new_tokens)
 
     def resume(
         self,

@@ -16,15 +16,15 @@ from typing import TextIO
 import numpy as np
 from tqdm import tqdm
 
-from numpy_bloom.bloom import Bloom, load
+from numpy_bloom.bloom import Bloom
 from numpy_bloom.command import parser, rate, run_command
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.inputs import token_id_array
+from numpy_bloom.loading import load
 from numpy_bloom.model.forward import TokenIds
-from numpy_bloom.model.model import Model
+from numpy_bloom.model.runner import Runner
 from numpy_bloom.perplexity import WINDOW, Windows, check_window, score_windows, windows_per_pass
 from numpy_bloom.weights.budget import peak_memory_bytes
-from numpy_bloom.weights.stream import Chunk
 
 PIECE_CHARACTERS = 1 << 18
 """So much of a text is turned into tokens at a time: the tokenizer needs hundreds of bytes for each
@@ -195,7 +195,7 @@ def pieces(file: TextIO) -> Iterator[str]:
         yield text
 
 
-def evaluate(model: Model, text: Text, windows: Windows) -> Evaluation:
+def evaluate(model: Runner, text: Text, windows: Windows) -> Evaluation:
     """Score a text, with a progress bar on a terminal.
 
     Raises:
@@ -203,7 +203,7 @@ def evaluate(model: Model, text: Text, windows: Windows) -> Evaluation:
     """
     together = windows_per_pass(model, windows)
     passes = math.ceil(len(windows) / together)
-    start, read, total = time.perf_counter(), model.stream.bytes_read, 0.0
+    start, read, total = time.perf_counter(), model.bytes_read, 0.0
     with _progress(model, passes):
         for log_probabilities in score_windows(model, text.ids, windows, together):
             total -= float(log_probabilities.sum(dtype=np.float64))
@@ -226,30 +226,23 @@ def evaluate(model: Model, text: Text, windows: Windows) -> Evaluation:
             passes=passes,
             seconds=seconds,
             tokens_per_second=scored / seconds,
-            weight_bytes_pinned=model.stream.bytes_pinned,
-            weight_bytes_read=model.stream.bytes_read - read,
+            weight_bytes_pinned=model.bytes_pinned,
+            weight_bytes_read=model.bytes_read - read,
             peak_memory_bytes=peak_memory_bytes(),
         ),
     )
 
 
 @contextmanager
-def _progress(model: Model, passes: int) -> Iterator[None]:
+def _progress(model: Runner, passes: int) -> Iterator[None]:
     """A bar of the weights that so many passes use, on stderr if that is a terminal."""
-    total = passes * model.stream.nbytes
-    before = model.stream.on_chunk
+    total = passes * model.weight_bytes
     with tqdm(
         desc="evaluating", total=total, unit="B", unit_scale=True, leave=False, disable=None
     ) as bar:
-
-        def on_chunk(chunk: Chunk) -> None:
-            bar.update(chunk.nbytes)
-
-        model.stream.on_chunk = on_chunk
-        try:
-            yield
-        finally:
-            model.stream.on_chunk = before
+        model.watch(lambda _name, nbytes: bar.update(nbytes))
+        yield
+        model.watch(lambda _name, _nbytes: None)
 
 
 def _table(e: Evaluation) -> str:

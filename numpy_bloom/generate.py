@@ -11,14 +11,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from numpy_bloom.bloom import Bloom, load
+from numpy_bloom.bloom import Bloom
 from numpy_bloom.command import rate, run_command, text_argument
 from numpy_bloom.generate_options import BEAM_OPTIONS, OPTIONS, arguments
 from numpy_bloom.generation.beams import BeamSearch
 from numpy_bloom.generation.drafts import PROMPT_LOOKUP
 from numpy_bloom.generation.loop import Generation
-from numpy_bloom.model.model import Model
-from numpy_bloom.progress import PassBar, forecast
+from numpy_bloom.loading import load
+from numpy_bloom.model.runner import Runner
+from numpy_bloom.progress import PassBar
 from numpy_bloom.prompts import read_prompts
 
 
@@ -92,13 +93,13 @@ def _beam_searches(
         yield search
 
 
-def _announce(model: Model) -> None:
+def _announce(model: Runner) -> None:
     """Tell what a streamed run will take, and show its progress on a terminal."""
-    text = forecast(model)
+    text = model.forecast()
     if text:
         print(text, file=sys.stderr)
         if sys.stderr.isatty():
-            model.stream.on_chunk = PassBar(model)
+            model.watch(PassBar(model))
 
 
 def _print_text(generation: Generation) -> None:

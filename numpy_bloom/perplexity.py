@@ -3,12 +3,14 @@
 import math
 from bisect import bisect_right
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
 from numpy_bloom.errors import NumpyBloomError, OptionError, check_whole
 from numpy_bloom.model.forward import TokenIds
-from numpy_bloom.model.model import Model, check_finite
+from numpy_bloom.model.model import check_finite
+from numpy_bloom.model.runner import Runner
 from numpy_bloom.weights.dtypes import Floats
 
 WINDOW = 2048
@@ -88,27 +90,23 @@ def check_window(size: int, stride: int | None) -> None:
         )
 
 
-def windows_per_pass(model: Model, windows: Windows) -> int:
+def windows_per_pass(model: Runner, windows: Windows) -> int:
     """How many windows go through the weights together, at least one.
 
     If all weights fit into memory beside a pass with one window, then as many as leave them there.
     If they do not, as many as take half of what is left beside vectors and buffers, for the more
     there are, the less often the weights are read; the other half holds weights.
     """
-    stream = model.stream
-    left = model.memory - model.store.vector_bytes
-    if _pass_bytes(model, windows, 1) + stream.nbytes <= left:
-        room = left - stream.nbytes
-    else:
-        room = (left - stream.buffer_bytes) // 2
+
+    def too_large(count: int, *, resident: bool) -> bool:
+        context, targets = _largest_pass(windows, count)
+        return not model.has_room_for_pass(
+            count * context, context, target_rows=targets, resident=resident
+        )
+
+    resident = not too_large(1, resident=True)
     counts = range(1, 1 + min(len(windows), PASS_TOKENS // (windows.size - 1)))
-    return max(1, bisect_right(counts, room, key=lambda n: _pass_bytes(model, windows, n)))
-
-
-def _pass_bytes(model: Model, windows: Windows, count: int) -> int:
-    """Memory that a pass with so many windows takes."""
-    context, targets = _largest_pass(windows, count)
-    return model.working_bytes(count * context, context, target_rows=targets)
+    return max(1, bisect_right(counts, False, key=partial(too_large, resident=resident)))
 
 
 def _largest_pass(windows: Windows, count: int) -> tuple[int, int]:
@@ -117,7 +115,9 @@ def _largest_pass(windows: Windows, count: int) -> tuple[int, int]:
     return context, context + (count - 1) * windows.stride
 
 
-def score_windows(model: Model, ids: TokenIds, windows: Windows, together: int) -> Iterator[Floats]:
+def score_windows(
+    model: Runner, ids: TokenIds, windows: Windows, together: int
+) -> Iterator[Floats]:
     """Score a text, some windows in each pass over the weights.
 
     Args:

@@ -1,6 +1,6 @@
 """A model with its tokenizer: from texts to tokens, to logits, to scores."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -11,22 +11,26 @@ import numpy.typing as npt
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.generation.kept import fingerprint
 from numpy_bloom.inputs import token_id_array
-from numpy_bloom.model.config import read_config
+from numpy_bloom.model.config import BloomConfig, read_config
 from numpy_bloom.model.forward import TokenIds
 from numpy_bloom.model.model import Model
+from numpy_bloom.model.runner import Runner
 from numpy_bloom.study.capture import Edit
 from numpy_bloom.study.trace import Trace, run_traced
 from numpy_bloom.study.variants import run_variants
 from numpy_bloom.tokenizer import encode, read_tokenizer
 from numpy_bloom.weights.dtypes import Floats
-from numpy_bloom.weights.folder import Folder, read_manifest
-from numpy_bloom.weights.store import WeightStore
+from numpy_bloom.weights.folder import read_manifest
 
 Self = TypeVar("Self", bound="TextModel")
 
 
 class TextModel:
     """An opened BLOOM: tokens, logits, scores.
+
+    Args:
+        folder: of the converted model.
+        open_model: opens its weights.
 
     Attributes:
         config: its sizes.
@@ -35,14 +39,15 @@ class TextModel:
         fingerprint: tells it apart from other models.
     """
 
-    def __init__(self, folder: Path, memory: int, threads: int) -> None:
+    model: Runner
+
+    def __init__(self, folder: Path, open_model: Callable[[Path, BloomConfig], Runner]) -> None:
         manifest = read_manifest(folder)  # first of all: is it a converted model?
         self.config = read_config(folder)
         self.fingerprint = fingerprint(manifest, self.config)
         self.tokenizer = read_tokenizer(folder)
         self._folder = folder
-        sizes = self.config.num_hidden_layers, self.config.hidden_size, self.config.vocab_size
-        self.model = Model(self.config, WeightStore(Folder.open(folder, *sizes), threads), memory)
+        self.model = open_model(folder, self.config)
 
     def __enter__(self: Self) -> Self:
         return self
@@ -127,7 +132,7 @@ class TextModel:
         """
         ids = self.token_ids(token_ids)
         path = None if folder is None else Path(folder)
-        return run_traced(self.model, ids, names=names, folder=path, edits=edits)
+        return run_traced(self.whole_model, ids, names=names, folder=path, edits=edits)
 
     def variants(
         self, token_ids: str | npt.ArrayLike, variants: Sequence[Mapping[str, Edit]]
@@ -144,7 +149,21 @@ class TextModel:
         Raises:
             NumpyBloomError: as for `trace`.
         """
-        return run_variants(self.model, self.token_ids(token_ids), variants)
+        return run_variants(self.whole_model, self.token_ids(token_ids), variants)
+
+    @property
+    def whole_model(self) -> Model:
+        """The model, if all its blocks are in this process.
+
+        Raises:
+            NumpyBloomError: they are not.
+        """
+        if not isinstance(self.model, Model):
+            raise NumpyBloomError(
+                "traces, edits and measurements need all blocks in one process; load the model "
+                "without cluster"
+            )
+        return self.model
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text. Nothing is added; `</s>` in the text is its token.

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from numpy_bloom.bloom import Bloom, load
+from numpy_bloom.bloom import Bloom
 from numpy_bloom.command import parser, run_command, text_argument
 from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.loading import load
 from numpy_bloom.study.lenses import logit_lens
 from numpy_bloom.study.report import NAMES, write_report
 from numpy_bloom.study.stages import LATER_KEYS, local_name, table

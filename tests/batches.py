@@ -18,7 +18,7 @@ import numpy_bloom
 from numpy_bloom.bloom import Bloom
 from numpy_bloom.generation import batch
 from numpy_bloom.generation.loop import Generation
-from numpy_bloom.model import model as opened
+from numpy_bloom.model import room
 from numpy_bloom.model.cache import KVCache
 from numpy_bloom.model.config import BloomConfig
 from numpy_bloom.model.model import Model
@@ -133,8 +133,8 @@ def watch_passes(monkeypatch: pytest.MonkeyPatch) -> list[Pass]:
     real = Model.run
 
     class Watched(KVCache):
-        def __init__(self, config: BloomConfig, capacity: int) -> None:
-            super().__init__(config, capacity)
+        def __init__(self, config: BloomConfig, *args: Any) -> None:
+            super().__init__(config, *args)
             alive[self] = config
 
     def run(self: Model, sequences: Any, caches: Any, *, last: Any = None, **tap: Any) -> Any:
@@ -166,6 +166,6 @@ def watch_passes(monkeypatch: pytest.MonkeyPatch) -> list[Pass]:
         )
         return result
 
-    monkeypatch.setattr(opened, "KVCache", Watched)
+    monkeypatch.setattr(room, "KVCache", Watched)
     monkeypatch.setattr(Model, "run", run)
     return passes

@@ -13,8 +13,8 @@ from checkpoints import Array, Checkpoint, Floats, write_safetensors
 from formats import decode
 
 from conversion import convert
-from numpy_bloom.bloom import DEMO
 from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.loading import DEMO
 
 NUMPY = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 NUMPY |= {"I8": "i1", "U8": "u1", "U16": "<u2", "U64": "<u8"}

@@ -20,7 +20,7 @@ from safetensors import safe_open
 
 import numpy_bloom
 from conversion import convert
-from numpy_bloom.bloom import DEMO
+from numpy_bloom.loading import DEMO
 from numpy_bloom.weights.formats import FORMATS
 from numpy_bloom.weights.linear import lookup
 

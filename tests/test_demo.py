@@ -8,7 +8,8 @@ from conversions import demo_checkpoint
 
 import numpy_bloom
 from conversion import convert
-from numpy_bloom.bloom import DEMO, Bloom
+from numpy_bloom.bloom import Bloom
+from numpy_bloom.loading import DEMO
 
 LANGUAGES = json.loads(
     (Path(__file__).parent / "reference" / "demo_languages.json").read_text(encoding="utf-8")

@@ -17,7 +17,7 @@ from conversions import converted
 
 import numpy_bloom
 from numpy_bloom import evaluate
-from numpy_bloom.bloom import DEMO
+from numpy_bloom.loading import DEMO
 
 TEXT = 'Todos los seres humanos nacen libres: "世界" é\r\n\ntos, Todos los.\n' * 3
 

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from numpy_bloom.generation.continuation import Continuation, PassStats, Token
-from numpy_bloom.model.cache import KVCache
-from numpy_bloom.model.model import Model, check_finite
+from numpy_bloom.model.cache import SequenceCache
+from numpy_bloom.model.model import check_finite
 from numpy_bloom.model.passes import Tap, no_tap
+from numpy_bloom.model.runner import Runner
 
 PASS_TOKENS = 512
 """A pass takes in no further prompt once it has so many tokens."""
@@ -32,7 +33,7 @@ class Batch:
         tap: sees every stage of every pass.
     """
 
-    def __init__(self, model: Model, texts: Iterable[Continuation]) -> None:
+    def __init__(self, model: Runner, texts: Iterable[Continuation]) -> None:
         self.tap: Tap = no_tap
         self._model = model
         self._waiting = deque(texts)
@@ -61,7 +62,7 @@ class Batch:
         self._dismiss()
         self._admit()
         active = self._active
-        start, read = time.perf_counter(), self._model.stream.bytes_read
+        start, read = time.perf_counter(), self._model.bytes_read
         caches = [_cache_of(text) for text in active]
         lengths = [cache.length for cache in caches]
         try:
@@ -77,8 +78,8 @@ class Batch:
             raise
         took = PassStats(
             time.perf_counter() - start,
-            self._model.stream.bytes_read - read,
-            self._model.stream.bytes_pinned,
+            self._model.bytes_read - read,
+            self._model.bytes_pinned,
         )
         for text in active:
             text.passes.append(took)
@@ -126,6 +127,6 @@ class Batch:
             self._active.append(self._waiting.popleft())
 
 
-def _cache_of(text: Continuation) -> KVCache:
+def _cache_of(text: Continuation) -> SequenceCache:
     assert text.cache is not None
     return text.cache

@@ -14,7 +14,8 @@ from numpy_bloom.generation.loop import Generation
 from numpy_bloom.generation.sampling import SamplingOptions, penalize_repetition
 from numpy_bloom.generation.seats import Seat, seated
 from numpy_bloom.generation.text import TextStream
-from numpy_bloom.model.model import Model, check_finite
+from numpy_bloom.model.model import check_finite
+from numpy_bloom.model.runner import Runner
 from numpy_bloom.weights.dtypes import Floats
 
 
@@ -198,7 +199,7 @@ class BeamSearch(Generation):
     """
 
     def __init__(
-        self, model: Model, prompt_token_ids: list[int], text: TextStream, options: BeamOptions
+        self, model: Runner, prompt_token_ids: list[int], text: TextStream, options: BeamOptions
     ) -> None:
         super().__init__(
             Continuation(
@@ -235,7 +236,7 @@ class BeamSearch(Generation):
 
     def _step(self) -> None:
         """Make one pass. If it is cut short by Ctrl-C, it can be repeated."""
-        start, read = time.perf_counter(), self._model.stream.bytes_read
+        start, read = time.perf_counter(), self._model.bytes_read
         texts = [self.prompt_token_ids + beam.token_ids for beam in self._beams.running]
         fed = len(texts[0]) if self._beams is START else 1  # tokens of each
         seats = seated(self._seats, [text[:-fed] for text in texts])
@@ -253,7 +254,7 @@ class BeamSearch(Generation):
         self._continuation.passes.append(
             PassStats(
                 time.perf_counter() - start,
-                self._model.stream.bytes_read - read,
-                self._model.stream.bytes_pinned,
+                self._model.bytes_read - read,
+                self._model.bytes_pinned,
             )
         )

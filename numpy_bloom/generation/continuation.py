@@ -15,7 +15,7 @@ from numpy_bloom.generation.sampling import (
     verify,
 )
 from numpy_bloom.generation.text import TextStream
-from numpy_bloom.model.cache import KVCache
+from numpy_bloom.model.cache import SequenceCache
 from numpy_bloom.model.forward import TokenIds
 from numpy_bloom.weights.dtypes import Floats
 
@@ -93,7 +93,7 @@ class Continuation:
         # All that is known of the new tokens is here, and grows at once: Ctrl-C loses none of it.
         self._said: list[_Said] = []
         self._taken = 0
-        self.cache: KVCache | None = None
+        self.cache: SequenceCache | None = None
         self.passes: list[PassStats] = []
         self._sources = sources
         self._max_new_tokens = max_new_tokens
@@ -157,7 +157,7 @@ class Continuation:
         return 1 + self.most_guesses * self.drafter.rows
 
     @property
-    def source(self) -> KVCache | None:
+    def source(self) -> SequenceCache | None:
         """Where the keys and values of its prompt are, or come with the next pass."""
         return next((text.cache for text in self._sources if text.cache is not None), None)
 
@@ -168,7 +168,7 @@ class Continuation:
             return len(self.prompt_token_ids) - 1  # the last one's logits are wanted
         return 0 if self._kept is None else self._kept.tokens
 
-    def begin(self, cache: KVCache) -> None:
+    def begin(self, cache: SequenceCache) -> None:
         """Take a cache, and what is known to be in it.
 
         Raises:

@@ -7,8 +7,8 @@ import numpy as np
 
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.generation.sampling import SamplingOptions, draw, next_token_distribution
-from numpy_bloom.model.cache import KVCache
-from numpy_bloom.model.model import Model
+from numpy_bloom.model.cache import SequenceCache
+from numpy_bloom.model.runner import Runner
 from numpy_bloom.weights.dtypes import Floats
 
 PROMPT_LOOKUP = "prompt-lookup"
@@ -43,7 +43,7 @@ class Drafter:
             distribution that it was drawn from.
     """
 
-    model: Model | None = None
+    model: Runner | None = None
     rows = 0
 
     def has_room(self, tokens: int, capacity: int) -> bool:
@@ -102,10 +102,10 @@ class DraftModel(Drafter):
 
     rows = 2
 
-    def __init__(self, model: Model, sampling: SamplingOptions) -> None:
-        self.model: Model = model
+    def __init__(self, model: Runner, sampling: SamplingOptions) -> None:
+        self.model: Runner = model
         self._sampling = sampling
-        self._cache: KVCache | None = None
+        self._cache: SequenceCache | None = None
         self._cached: list[int] = []  # what the cache holds
 
     def has_room(self, tokens: int, capacity: int) -> bool:

@@ -11,7 +11,7 @@ from numpy_bloom.errors import NumpyBloomError, OptionError
 from numpy_bloom.generation.drafts import common_prefix
 from numpy_bloom.generation.kept_file import KeptFile, told
 from numpy_bloom.generation.kept_layout import DamagedError
-from numpy_bloom.model.cache import KVCache
+from numpy_bloom.model.cache import SequenceCache
 from numpy_bloom.model.config import BloomConfig
 
 Fingerprint = dict[str, Any]
@@ -55,7 +55,7 @@ class Kept:
         """Keys and values that are there for certain, as far as can be told before `begin`."""
         return 0 if self.ignore_damaged else self.wanted
 
-    def begin(self, cache: KVCache) -> None:
+    def begin(self, cache: SequenceCache) -> None:
         """Take over keys and values, and see that there is a file to write to.
 
         Args:
@@ -86,7 +86,11 @@ class Kept:
             old.close()
 
     def save(
-        self, cache: KVCache, token_ids: Sequence[int], logprobs: Sequence[float], guesses: int
+        self,
+        cache: SequenceCache,
+        token_ids: Sequence[int],
+        logprobs: Sequence[float],
+        guesses: int,
     ) -> None:
         """Write what has come since the last time. If it fails, it can be repeated.
 

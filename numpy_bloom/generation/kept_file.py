@@ -28,7 +28,7 @@ from numpy_bloom.generation.kept_layout import (
     read_header,
     read_whole,
 )
-from numpy_bloom.model.cache import KVCache
+from numpy_bloom.model.cache import SequenceCache
 
 READ_BYTES = 4096 * RECORD.size
 """Records are read so many bytes at a time."""
@@ -84,7 +84,9 @@ class KeptFile:
         return file
 
     @classmethod
-    def create(cls, path: Path, about: dict[str, Any], tokens: int, cache: KVCache) -> "KeptFile":
+    def create(
+        cls, path: Path, about: dict[str, Any], tokens: int, cache: SequenceCache
+    ) -> "KeptFile":
         """Begin a file beside the one that it is to replace; see `publish`.
 
         Args:
@@ -126,7 +128,7 @@ class KeptFile:
             finally:
                 os.close(folder)
 
-    def load(self, cache: KVCache, tokens: int, *, ignore_damaged: bool) -> None:
+    def load(self, cache: SequenceCache, tokens: int, *, ignore_damaged: bool) -> None:
         """Read keys and values of the first tokens.
 
         Args:
@@ -156,7 +158,7 @@ class KeptFile:
         self._cached = cache.length
 
     def save(
-        self, cache: KVCache, ids: Sequence[int], logprobs: Sequence[float], guesses: int
+        self, cache: SequenceCache, ids: Sequence[int], logprobs: Sequence[float], guesses: int
     ) -> None:
         """Write what has come since the last time. If it fails, it can be repeated.
 

@@ -3,14 +3,14 @@
 from dataclasses import dataclass, field
 
 from numpy_bloom.generation.drafts import common_prefix
-from numpy_bloom.model.cache import KVCache
+from numpy_bloom.model.cache import SequenceCache
 
 
 @dataclass(eq=False)
 class Seat:
     """A cache, and the text whose keys and values it holds; there may be more in it."""
 
-    cache: KVCache
+    cache: SequenceCache
     text: list[int] = field(default_factory=list)
 
     def holds(self, text: list[int]) -> bool:

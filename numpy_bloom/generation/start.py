@@ -13,11 +13,11 @@ from numpy_bloom.generation.loop import GenerationInBatch
 from numpy_bloom.generation.sampling import SamplingOptions
 from numpy_bloom.generation.text import TextStream
 from numpy_bloom.model.forward import TokenIds
-from numpy_bloom.model.model import Model
+from numpy_bloom.model.runner import Runner
 
 
 def start(
-    model: Model,
+    model: Runner,
     tokenizer: Tokenizer | None,
     texts: Sequence[TokenIds],
     *,

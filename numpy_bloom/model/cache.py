@@ -1,6 +1,6 @@
 """The key-value cache: what attention keeps of earlier tokens."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -35,23 +35,29 @@ class KVCache:
     The model appends; `length` moves only when a pass is complete, so an interrupted pass leaves
     the cache as it was, and setting `length` back forgets the tokens after it.
 
+    Args:
+        config: the sizes.
+        capacity: tokens that fit.
+        blocks: those whose keys and values it keeps. Default: all.
+
     Attributes:
         capacity: tokens that fit.
         length: tokens that are in.
     """
 
-    def __init__(self, config: BloomConfig, capacity: int) -> None:
+    def __init__(self, config: BloomConfig, capacity: int, blocks: range | None = None) -> None:
+        blocks = range(config.num_hidden_layers) if blocks is None else blocks
         heads, size = config.num_attention_heads, config.head_size
-        self._arrays = np.empty(
-            (config.num_hidden_layers, 2, heads, capacity, size), dtype=np.float32
-        )
+        self._arrays = np.empty((len(blocks), 2, heads, capacity, size), dtype=np.float32)
+        self._first = blocks.start
         self.capacity = capacity
         self.length = 0
 
     @staticmethod
-    def nbytes(config: BloomConfig, capacity: int) -> int:
-        """Memory of a cache for this many tokens: 8 · L · H bytes each."""
-        return 8 * config.num_hidden_layers * config.hidden_size * capacity
+    def nbytes(config: BloomConfig, capacity: int, blocks: range | None = None) -> int:
+        """Memory of a cache for this many tokens: 8 · L · H bytes each, L being its blocks."""
+        count = config.num_hidden_layers if blocks is None else len(blocks)
+        return 8 * count * config.hidden_size * capacity
 
     def append(self, block: int, k: Floats, v: Floats) -> tuple[Floats, Floats]:
         """Store the keys and values (T, N, D) of new tokens behind those of one block.
@@ -67,7 +73,7 @@ class KVCache:
             raise NumpyBloomError(
                 f"the cache holds {self.capacity} tokens, {end} were given; make it larger"
             )
-        keys, values = self._arrays[block]  # (N, capacity, D) each
+        keys, values = self._arrays[block - self._first]  # (N, capacity, D) each
         keys[:, self.length : end] = k.swapaxes(0, 1)
         values[:, self.length : end] = v.swapaxes(0, 1)
         return keys[:, :end], values[:, :end]
@@ -94,6 +100,32 @@ class KVCache:
         """Begin with the first tokens of another sequence, the first `known` of which are in."""
         self._arrays[:, :, :, known:tokens] = other._arrays[:, :, :, known:tokens]
         self.length = tokens
+
+
+class SequenceCache(Protocol):
+    """What the text of a sequence asks of its cache, wherever the keys and values lie.
+
+    Attributes:
+        capacity: tokens that fit.
+        length: tokens that are in; set back, it forgets those after it.
+    """
+
+    capacity: int
+    length: int
+
+    @property
+    def token_shape(self) -> tuple[int, ...]:
+        """Shape of what is kept of one token: (L, 2, N, D)."""
+
+    def token(self, place: int) -> Floats:
+        """Keys and values of one token in every block, (L, 2, N, D), in one piece."""
+
+    def put(self, place: int, keys_values: Floats) -> None:
+        """Put back what `token` gave. `length` does not move."""
+
+    def copy_prefix(self, other: Any, tokens: int, known: int = 0) -> None:
+        """Begin with the first tokens of another sequence of the same model, the first `known` of
+        which are in."""
 
 
 class OnePassCache:

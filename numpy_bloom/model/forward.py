@@ -42,14 +42,14 @@ def run_blocks(x: Floats, blocks: range, w: parameters.Bloom, p: Pass) -> Floats
     Args:
         x: (T, H) float32.
         blocks: numbers of the blocks.
-        w: the model's parameters.
+        w: the parameters of these blocks.
         p: the pass.
 
     Returns:
         (T, H) float32.
     """
-    for i in blocks:
-        x = block(x, w.blocks[i], p.in_block(i))
+    for i, weights in zip(blocks, w.blocks, strict=True):
+        x = block(x, weights, p.in_block(i))
     return x
 
 

@@ -6,7 +6,6 @@ numbers lie on disk or in memory, in their stored type, and only `linear` and `l
 
 from typing import NamedTuple
 
-from numpy_bloom.model.config import BloomConfig
 from numpy_bloom.weights.dtypes import Floats
 from numpy_bloom.weights.folder import EMBEDDINGS, FINAL_LAYERNORM, LM_HEAD, block_file
 from numpy_bloom.weights.store import Matrix, WeightStore
@@ -49,18 +48,51 @@ class Block(NamedTuple):
     mlp: MLP
 
 
-class Bloom(NamedTuple):
-    """The whole model. `lm_head` is the word embeddings unless the checkpoint unties it."""
+class Ends(NamedTuple):
+    """What lies around the blocks. `lm_head` is the word embeddings unless the checkpoint unties
+    it."""
 
     word_embeddings: Matrix  # (V, H)
     word_embeddings_layernorm: LayerNorm
-    blocks: tuple[Block, ...]
     ln_f: LayerNorm
     lm_head: Matrix  # (V, H)
 
 
-def bloom_parameters(store: WeightStore, config: BloomConfig) -> Bloom:
-    """Build the tree over an opened folder; vectors are read now, matrices when they are used."""
+class Bloom(NamedTuple):
+    """The whole model, or a range of its blocks, of which only one has what lies around them."""
+
+    blocks: tuple[Block, ...]
+    ends: Ends | None
+
+    @property
+    def word_embeddings(self) -> Matrix:
+        return self._ends.word_embeddings
+
+    @property
+    def word_embeddings_layernorm(self) -> LayerNorm:
+        return self._ends.word_embeddings_layernorm
+
+    @property
+    def ln_f(self) -> LayerNorm:
+        return self._ends.ln_f
+
+    @property
+    def lm_head(self) -> Matrix:
+        return self._ends.lm_head
+
+    @property
+    def _ends(self) -> Ends:
+        assert self.ends is not None, "this range of blocks has no embeddings"
+        return self.ends
+
+
+def bloom_parameters(store: WeightStore, blocks: range) -> Bloom:
+    """Build the tree over an opened folder; vectors are read now, matrices when they are used.
+
+    Args:
+        store: over a folder of which these blocks were opened, and the ends if they are wanted.
+        blocks: their numbers.
+    """
 
     def layer_norm(file: str, name: str) -> LayerNorm:
         return LayerNorm(store.vector(file, f"{name}.weight"), store.vector(file, f"{name}.bias"))
@@ -78,12 +110,17 @@ def bloom_parameters(store: WeightStore, config: BloomConfig) -> Bloom:
             MLP(affine(file, "mlp.dense_h_to_4h"), affine(file, "mlp.dense_4h_to_h")),
         )
 
-    word_embeddings = store.matrix(EMBEDDINGS, "word_embeddings.weight")
-    untied = LM_HEAD in store.folder.matrices
+    def ends() -> Ends:
+        word_embeddings = store.matrix(EMBEDDINGS, "word_embeddings.weight")
+        untied = LM_HEAD in store.folder.matrices
+        return Ends(
+            word_embeddings,
+            layer_norm(EMBEDDINGS, "word_embeddings_layernorm"),
+            layer_norm(FINAL_LAYERNORM, "ln_f"),
+            store.matrix(LM_HEAD, "lm_head.weight") if untied else word_embeddings,
+        )
+
     return Bloom(
-        word_embeddings,
-        layer_norm(EMBEDDINGS, "word_embeddings_layernorm"),
-        tuple(block(block_file(i)) for i in range(config.num_hidden_layers)),
-        layer_norm(FINAL_LAYERNORM, "ln_f"),
-        store.matrix(LM_HEAD, "lm_head.weight") if untied else word_embeddings,
+        tuple(block(block_file(i)) for i in blocks),
+        ends() if EMBEDDINGS in store.folder.matrices else None,
     )

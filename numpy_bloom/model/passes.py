@@ -4,6 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
+import numpy as np
+import numpy.typing as npt
+
 from numpy_bloom.model.cache import Cache
 from numpy_bloom.model.config import BloomConfig
 from numpy_bloom.weights.dtypes import Floats
@@ -104,6 +107,25 @@ class Pass:
         else:
             for part in parts:
                 work(part)
+
+
+class Leg(NamedTuple):
+    """What of a pass a model does that holds a range of the blocks; all of it, if it holds all.
+
+    Attributes:
+        lengths: how many of the T tokens belong to each sequence; none, if they have gone through
+            all blocks already.
+        embeds: whether it begins with token ids.
+        rows: those of the T tokens that are wanted at the end; None: all.
+        unembeds: whether logits of them are wanted.
+        targets: the tokens of which log-probabilities are wanted instead, one for each row.
+    """
+
+    lengths: Sequence[int]
+    embeds: bool = False
+    rows: npt.NDArray[np.int64] | None = None
+    unembeds: bool = False
+    targets: npt.NDArray[np.int64] | None = None
 
 
 def token_slices(tokens: int) -> list[slice]:

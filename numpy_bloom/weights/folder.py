@@ -145,8 +145,8 @@ class Folder:
 
     Attributes:
         path: the folder.
-        vectors, matrices: for each file of `model_files` (and `LM_HEAD`, if the head is untied),
-            what it holds by name.
+        vectors, matrices: for each file of `model_files` (and `LM_HEAD`, if the head is untied)
+            that was opened, what it holds by name.
         manifest: the parsed manifest.json.
     """
 
@@ -156,20 +156,41 @@ class Folder:
     manifest: dict[str, Any]
 
     @classmethod
-    def open(cls, path: Path, blocks: int, hidden_size: int, vocab_size: int) -> "Folder":
+    def open(
+        cls,
+        path: Path,
+        blocks: int,
+        hidden_size: int,
+        vocab_size: int,
+        *,
+        only: range | None = None,
+        ends: bool = True,
+    ) -> "Folder":
         """Read all headers and compare the sizes of all files, names and shapes.
 
+        Args:
+            path: the folder.
+            blocks, hidden_size, vocab_size: the model's sizes.
+            only: the blocks that are wanted; files of others need not be there. Default: all.
+            ends: whether the embeddings, the last norm and the head are wanted.
+
         Raises:
-            NumpyBloomError: the folder is no complete converted model.
+            NumpyBloomError: the folder is no converted model, or what is wanted is not complete.
         """
         manifest = read_manifest(path)
-        wrong = next(listing_faults(manifest["files"], blocks), None)
+        entries = manifest["files"]
+        wrong = next(listing_faults(entries, blocks), None)
         if wrong:
             raise NumpyBloomError(f"{path / MANIFEST} {wrong}; convert the checkpoint again")
-        check_sizes(path, manifest["files"])
+        files = listed_files(entries, blocks, hidden_size, vocab_size)
+        others = {block_file(i) for i in set(range(blocks)) - set(range(blocks) if only is None else only)}
+        if not ends:
+            others |= {file.name for file in files} - {block_file(i) for i in range(blocks)}
+        check_sizes(path, {name: entry for name, entry in entries.items() if name not in others})
         folder = cls(path, {}, {}, manifest)
-        for file in listed_files(manifest["files"], blocks, hidden_size, vocab_size):
-            folder.vectors[file.name], folder.matrices[file.name] = read_file(path, file)
+        for file in files:
+            if file.name not in others:
+                folder.vectors[file.name], folder.matrices[file.name] = read_file(path, file)
         return folder
 
 

@@ -126,9 +126,9 @@ class WeightStore:
 
 def _pass_order(folder: Folder) -> list[StoredMatrix]:
     """The matrices that a pass multiplies by, in order: the blocks', then the head."""
-    head = LM_HEAD if LM_HEAD in folder.matrices else EMBEDDINGS
     files = [file for file in folder.matrices if file not in (EMBEDDINGS, LM_HEAD)]
-    return [matrix for file in [*files, head] for matrix in folder.matrices[file].values()]
+    heads = [file for file in (LM_HEAD, EMBEDDINGS) if file in folder.matrices]
+    return [matrix for file in files + heads[:1] for matrix in folder.matrices[file].values()]
 
 
 def _readable_ranges(format: Format) -> list[range]:

@@ -11,7 +11,7 @@ pytest.importorskip("transformers")
 import compare_trace
 from conversions import demo_checkpoint
 
-from numpy_bloom.bloom import DEMO
+from numpy_bloom.loading import DEMO
 from numpy_bloom.model import mlp
 
 

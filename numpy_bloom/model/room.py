@@ -1,0 +1,267 @@
+"""The memory that a model's weights and all its runs share."""
+
+import math
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.model.cache import Cache, KVCache, OnePassCache
+from numpy_bloom.model.config import BloomConfig
+from numpy_bloom.model.memory import logit_bytes, pass_bytes, score_bytes
+from numpy_bloom.model.parameters import bloom_parameters
+from numpy_bloom.weights.store import WeightStore
+
+OnWeights = Callable[[str, int], None]
+"""An onlooker: gets the name of some weights, and their bytes, when a pass comes to use them."""
+
+
+class Draft(Protocol):
+    """Another model, of whose memory a run makes use."""
+
+    @property
+    def resident_bytes(self) -> int:
+        """What it takes of it."""
+
+
+class Room:
+    """What an opened model has in memory: weights, and the caches and passes of its runs.
+
+    Args:
+        config: the sizes.
+        store: where the weights lie.
+        memory: bytes that everything together may take.
+        blocks: numbers of those that the store holds. Default: all.
+
+    Attributes:
+        config, store, memory, blocks: as given.
+        stream: the weights on their way through memory.
+        parameters: all of them, as a tree.
+        memory_for_all: what the run prepared last would need to read nothing from disk.
+    """
+
+    def __init__(
+        self, config: BloomConfig, store: WeightStore, memory: int, blocks: range | None = None
+    ) -> None:
+        self.config = config
+        self.store = store
+        self.memory = memory
+        self.blocks = range(config.num_hidden_layers) if blocks is None else blocks
+        self.stream = store.stream
+        self.parameters = bloom_parameters(store, self.blocks)
+        self.memory_for_all = 0
+        # The runs that are not over: the caches of each, bytes that its largest pass needs, and
+        # the draft model that takes its share of the memory meanwhile.
+        self._runs: weakref.WeakKeyDictionary[Cache, tuple[int, Draft | None]] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._one_at_a_time = threading.Lock()
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of weights that a pass uses."""
+        return self.stream.nbytes
+
+    @property
+    def bytes_pinned(self) -> int:
+        """Of weights that are held in memory."""
+        return self.stream.bytes_pinned
+
+    @property
+    def bytes_read(self) -> int:
+        """Of weights, read from disk by all passes so far."""
+        return self.stream.bytes_read
+
+    @property
+    def resident_bytes(self) -> int:
+        """What the runs that are not over need, with all weights in memory; without drafts."""
+        return self._held_bytes(0, 0) + self.stream.nbytes
+
+    def prepare(
+        self,
+        *,
+        cache_tokens: Sequence[int],
+        pass_tokens: int,
+        logit_rows: int,
+        longest: int = 0,
+        draft: Draft | None = None,
+    ) -> list[KVCache]:
+        """Make room for a run of many passes: pin as many weights as fit beside all else.
+
+        Args:
+            cache_tokens: for each sequence the tokens that its cache is to hold.
+            pass_tokens: T of the largest pass, those of other sequences included.
+            logit_rows: rows of V that it takes, of logits and of guesses.
+            longest: tokens of the longest of the other sequences.
+            draft: another model, of whose memory the run makes use.
+
+        Returns:
+            For each sequence its empty cache. The run is over when nobody holds any of them.
+
+        Raises:
+            NumpyBloomError: the run does not fit; the message tells the least that it needs.
+        """
+        longest = max(longest, *cache_tokens)
+        working = self.working_bytes(pass_tokens, longest, logit_rows=logit_rows)
+        with self._one_at_a_time:
+            self._make_room(sum(cache_tokens), working, draft)
+            caches = [KVCache(self.config, tokens, self.blocks) for tokens in cache_tokens]
+            self._runs.update(dict.fromkeys(caches, (working, draft)))
+        return caches
+
+    def prepare_one_pass(
+        self,
+        *,
+        lengths: Sequence[int],
+        logit_rows: int = 0,
+        target_rows: int = 0,
+        beside: int = 0,
+    ) -> list[OnePassCache]:
+        """Make room for a pass that sequences begin and end with, or for many such passes.
+
+        Args:
+            lengths: for each sequence of the largest pass its tokens.
+            logit_rows: rows of logits of that pass, if it is for `run`.
+            target_rows: targets of that pass, if it is for `score`.
+            beside: bytes that an onlooker keeps.
+
+        Returns:
+            For each sequence what stands in place of a cache. The run is over when nobody holds any
+            of them.
+
+        Raises:
+            NumpyBloomError: the pass does not fit; the message tells the least that it needs.
+        """
+        working = beside + self.working_bytes(
+            sum(lengths), max(lengths), logit_rows=logit_rows, target_rows=target_rows
+        )
+        with self._one_at_a_time:
+            self._make_room(0, working)
+            caches = [OnePassCache() for _ in lengths]
+            self._runs.update(dict.fromkeys(caches, (working, None)))
+        return caches
+
+    def working_bytes(
+        self, tokens: int, longest: int, *, logit_rows: int = 0, target_rows: int = 0
+    ) -> int:
+        """What a pass takes beside weights and caches, at most.
+
+        Args:
+            tokens: T.
+            longest: S of the longest sequence at its end.
+            logit_rows: rows of logits, of `run`.
+            target_rows: targets, of `score`.
+        """
+        config, threads = self.config, self.store.team.threads
+        nbytes = pass_bytes(config, tokens, longest, threads, self.store.scratch_bytes(tokens))
+        if logit_rows:
+            nbytes += logit_bytes(config, logit_rows)
+        if target_rows:
+            tile_rows = self.parameters.lm_head.format.tile_rows
+            nbytes += score_bytes(config, target_rows, threads, tile_rows)
+        return nbytes
+
+    def has_room(
+        self,
+        *,
+        cache_tokens: Sequence[int],
+        pass_tokens: int,
+        logit_rows: int,
+        longest: int = 0,
+        draft: Draft | None = None,
+        resident: bool = False,
+    ) -> bool:
+        """Whether `prepare` would succeed and, if all weights are in memory, leave them there.
+
+        Args:
+            resident: whether it must bring all weights there.
+
+        The others are those of `prepare`.
+        """
+        longest = max(longest, *cache_tokens)
+        working = self.working_bytes(pass_tokens, longest, logit_rows=logit_rows)
+        needed = self._needed(sum(cache_tokens), working, draft)
+        resident = resident or self.bytes_pinned == self.stream.nbytes
+        return needed + self._least_weights(resident=resident) <= self.memory
+
+    def has_room_for_pass(
+        self, tokens: int, longest: int, *, target_rows: int, resident: bool
+    ) -> bool:
+        """Whether a pass of `score` takes no more than its part of the memory.
+
+        Args:
+            tokens, longest, target_rows: those of `working_bytes`.
+            resident: whether it must leave all weights in memory. Else it may take half of what is
+                left beside vectors and buffers; the other half holds weights.
+        """
+        left = self.memory - self.store.vector_bytes
+        room = left - self.stream.nbytes if resident else (left - self.stream.buffer_bytes) // 2
+        return self.working_bytes(tokens, longest, target_rows=target_rows) <= room
+
+    def forecast(self) -> str:
+        """One line on what each pass reads and how long that takes; empty if it reads nothing.
+
+        The disk's rate is measured with the first chunks of the first pass, which are read now.
+        """
+        per_pass = self.weight_bytes - self.bytes_pinned
+        if per_pass == 0:
+            return ""
+        rate = self.stream.fill()
+        return (
+            f"{self.bytes_pinned / 1e9:.2f} GB of weights in memory, {per_pass / 1e9:.2f} GB read "
+            f"from disk in each pass, at {rate / 1e9:.2f} GB/s: about {per_pass / rate:.2g} s a "
+            f"token; each GB of memory more would save {1e9 / rate:.2g} s, and with "
+            f"{self.memory_for_all / 1e9:.1f} GB nothing would be read"
+        )
+
+    def watch(self, on_weights: OnWeights) -> None:
+        """Tell an onlooker how far passes come, in place of the one before."""
+        self.stream.on_chunk = lambda chunk: on_weights(chunk.path.stem, chunk.nbytes)
+
+    def _needed(self, cache_tokens: int, working: int, draft: Draft | None = None) -> int:
+        """Bytes of all but weights, with the runs that are not over, a new one, and drafts."""
+        drafts = {draft, *(draft for _, draft in dict(self._runs).values())} - {None, self}
+        elsewhere = sum(draft.resident_bytes for draft in drafts if draft is not None)
+        return self._held_bytes(cache_tokens, working) + elsewhere
+
+    def _held_bytes(self, cache_tokens: int, working: int) -> int:
+        runs = dict(self._runs)
+        held = self._cache_bytes(cache_tokens + sum(cache.capacity for cache in runs))
+        return self.store.vector_bytes + held + max(working, *(run for run, _ in runs.values()), 0)
+
+    def _cache_bytes(self, tokens: int) -> int:
+        return KVCache.nbytes(self.config, tokens, self.blocks)
+
+    def _least_weights(self, *, resident: bool) -> int:
+        """Bytes that weights take at least: all there are, or the buffers they pass through."""
+        stream = self.stream
+        return stream.nbytes if resident else min(stream.nbytes, stream.buffer_bytes)
+
+    def _make_room(self, cache_tokens: int, working: int, draft: Draft | None = None) -> None:
+        """Pin as many weights as fit beside the runs that are not over and a new one.
+
+        Args:
+            cache_tokens: that its caches are to hold together.
+            working: bytes that its largest pass needs.
+            draft: the model that takes its share of the memory.
+        """
+        stream = self.stream
+        needed = self._needed(cache_tokens, working, draft)
+        least = needed + self._least_weights(resident=False)
+        if self.memory < least:
+            held = sum(cache.capacity for cache in dict(self._runs)) + cache_tokens
+            raise NumpyBloomError(
+                f"this run needs at least {_megabytes(least)} of memory, "
+                f"{_megabytes(self.memory)} may be used: keys and values of {held} tokens take "
+                f"{_megabytes(self._cache_bytes(held))}, activations "
+                f"{_megabytes(working)}; give more memory, or fewer tokens"
+            )
+        self.memory_for_all = needed + stream.nbytes
+        streamed = self.memory_for_all > self.memory
+        stream.pin(self.memory - needed - (stream.buffer_bytes if streamed else 0))
+
+
+def _megabytes(nbytes: int) -> str:
+    """Rounded up, so that what is called enough is enough."""
+    return f"{math.ceil(nbytes / 1e5) / 10:,.1f} MB"

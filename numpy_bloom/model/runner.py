@@ -1,0 +1,96 @@
+"""What texts, scores and commands ask of a model, wherever its blocks are."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from numpy_bloom.model.cache import SequenceCache
+from numpy_bloom.model.config import BloomConfig
+from numpy_bloom.model.forward import TokenIds
+from numpy_bloom.model.passes import Tap, no_tap
+from numpy_bloom.model.room import Draft, OnWeights
+from numpy_bloom.weights.dtypes import Floats
+
+
+class Runner(Protocol):
+    """`Model` is one. Caches are those that it prepared itself.
+
+    Attributes:
+        config: the sizes.
+        memory: bytes that weights and runs may take in each process.
+    """
+
+    config: BloomConfig
+    memory: int
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of weights that a pass uses."""
+
+    @property
+    def bytes_pinned(self) -> int:
+        """Of weights that are held in memory."""
+
+    @property
+    def bytes_read(self) -> int:
+        """Of weights, read from disk by all passes so far."""
+
+    @property
+    def resident_bytes(self) -> int:
+        """What runs and all weights take of this process's memory; without drafts."""
+
+    def prepare(
+        self,
+        *,
+        cache_tokens: Sequence[int],
+        pass_tokens: int,
+        logit_rows: int,
+        longest: int = 0,
+        draft: Draft | None = None,
+    ) -> Sequence[SequenceCache]:
+        """See `Room`."""
+
+    def prepare_one_pass(
+        self, *, lengths: Sequence[int], logit_rows: int = 0, target_rows: int = 0
+    ) -> Sequence[Any]:
+        """See `Room`."""
+
+    def has_room(
+        self,
+        *,
+        cache_tokens: Sequence[int],
+        pass_tokens: int,
+        logit_rows: int,
+        longest: int = 0,
+        draft: Draft | None = None,
+        resident: bool = False,
+    ) -> bool:
+        """See `Room`."""
+
+    def has_room_for_pass(
+        self, tokens: int, longest: int, *, target_rows: int, resident: bool
+    ) -> bool:
+        """See `Room`."""
+
+    def run(
+        self,
+        sequences: Sequence[TokenIds],
+        caches: Sequence[Any],
+        *,
+        last: Sequence[int] | None = None,
+        tap: Tap = no_tap,
+    ) -> Floats:
+        """See `Model`."""
+
+    def score(
+        self, sequences: Sequence[TokenIds], caches: Sequence[Any], targets: Sequence[TokenIds]
+    ) -> Floats:
+        """See `Model`."""
+
+    def forecast(self) -> str:
+        """See `Room`."""
+
+    def watch(self, on_weights: OnWeights) -> None:
+        """See `Room`."""
+
+    def close(self) -> Any:
+        """Give back all memory. It cannot be used afterwards."""
