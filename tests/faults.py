@@ -158,9 +158,9 @@ def other_residual_flag(_monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
 
 
 def tied_head(_monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
-    ends = model.parameters.ends
-    assert ends is not None
-    model.parameters = model.parameters._replace(ends=ends._replace(lm_head=ends.word_embeddings))
+    w = model.parameters
+    assert w.head is not None
+    model.parameters = w._replace(head=w.head._replace(lm_head=w.word_embeddings))
 
 
 def one_cache_for_all(monkeypatch: pytest.MonkeyPatch, _model: Model) -> None:

@@ -30,7 +30,7 @@ from numpy_bloom.weights.store import WeightStore
 class Model(Room):
     """Config and weights, the memory that they and all runs share, and passes.
 
-    It may hold a range of the blocks only, with or without what lies around them. Its caches then
+    It may hold a range of the blocks only, without what lies before or behind them. Its caches then
     keep keys and values of these blocks, and its passes are legs of longer ones.
 
     Passes of several threads wait for each other. A model that nobody holds any more closes
@@ -52,7 +52,8 @@ class Model(Room):
         memory: int,
         threads: int,
         blocks: range | None = None,
-        ends: bool = True,
+        embeds: bool = True,
+        unembeds: bool = True,
     ) -> "Model":
         """Open a converted model, or a range of its blocks.
 
@@ -62,13 +63,13 @@ class Model(Room):
             memory: bytes that weights and runs together may take.
             threads: how many compute.
             blocks: consecutive ones. Default: all.
-            ends: whether what lies around the blocks is wanted.
+            embeds, unembeds: whether what lies before and behind the blocks is wanted.
 
         Raises:
             NumpyBloomError: what is wanted is not there, not complete or damaged.
         """
         sizes = config.num_hidden_layers, config.hidden_size, config.vocab_size
-        files = Folder.open(folder, *sizes, only=blocks, ends=ends)
+        files = Folder.open(folder, *sizes, only=blocks, embeds=embeds, unembeds=unembeds)
         return cls(config, WeightStore(files, threads), memory, blocks)
 
     def run(

@@ -48,49 +48,60 @@ class Block(NamedTuple):
     mlp: MLP
 
 
-class Ends(NamedTuple):
-    """What lies around the blocks. `lm_head` is the word embeddings unless the checkpoint unties
-    it."""
+class Embedding(NamedTuple):
+    """What lies before the blocks."""
 
     word_embeddings: Matrix  # (V, H)
     word_embeddings_layernorm: LayerNorm
+
+
+class Head(NamedTuple):
+    """What lies behind the blocks. `lm_head` is the word embeddings unless the checkpoint unties
+    it."""
+
     ln_f: LayerNorm
     lm_head: Matrix  # (V, H)
 
 
 class Bloom(NamedTuple):
-    """The whole model, or a range of its blocks, of which only one has what lies around them."""
+    """The whole model, or a range of its blocks, without what lies before or behind them."""
 
     blocks: tuple[Block, ...]
-    ends: Ends | None
+    embedding: Embedding | None
+    head: Head | None
 
     @property
     def word_embeddings(self) -> Matrix:
-        return self._ends.word_embeddings
+        return self._embedding.word_embeddings
 
     @property
     def word_embeddings_layernorm(self) -> LayerNorm:
-        return self._ends.word_embeddings_layernorm
+        return self._embedding.word_embeddings_layernorm
 
     @property
     def ln_f(self) -> LayerNorm:
-        return self._ends.ln_f
+        return self._head.ln_f
 
     @property
     def lm_head(self) -> Matrix:
-        return self._ends.lm_head
+        return self._head.lm_head
 
     @property
-    def _ends(self) -> Ends:
-        assert self.ends is not None, "this range of blocks has no embeddings"
-        return self.ends
+    def _embedding(self) -> Embedding:
+        assert self.embedding is not None, "this range of blocks has no embedding"
+        return self.embedding
+
+    @property
+    def _head(self) -> Head:
+        assert self.head is not None, "this range of blocks has no head"
+        return self.head
 
 
 def bloom_parameters(store: WeightStore, blocks: range) -> Bloom:
     """Build the tree over an opened folder; vectors are read now, matrices when they are used.
 
     Args:
-        store: over a folder of which these blocks were opened, and the ends if they are wanted.
+        store: over a folder of which these blocks were opened.
         blocks: their numbers.
     """
 
@@ -110,17 +121,12 @@ def bloom_parameters(store: WeightStore, blocks: range) -> Bloom:
             MLP(affine(file, "mlp.dense_h_to_4h"), affine(file, "mlp.dense_4h_to_h")),
         )
 
-    def ends() -> Ends:
+    embedding = head = None
+    if EMBEDDINGS in store.folder.matrices:
         word_embeddings = store.matrix(EMBEDDINGS, "word_embeddings.weight")
-        untied = LM_HEAD in store.folder.matrices
-        return Ends(
-            word_embeddings,
-            layer_norm(EMBEDDINGS, "word_embeddings_layernorm"),
-            layer_norm(FINAL_LAYERNORM, "ln_f"),
-            store.matrix(LM_HEAD, "lm_head.weight") if untied else word_embeddings,
-        )
-
-    return Bloom(
-        tuple(block(block_file(i)) for i in blocks),
-        ends() if EMBEDDINGS in store.folder.matrices else None,
-    )
+        embedding = Embedding(word_embeddings, layer_norm(EMBEDDINGS, "word_embeddings_layernorm"))
+    if store.folder.head is not None:
+        name = "lm_head" if store.folder.head == LM_HEAD else "word_embeddings"
+        matrix = store.matrix(store.folder.head, f"{name}.weight")
+        head = Head(layer_norm(FINAL_LAYERNORM, "ln_f"), matrix)
+    return Bloom(tuple(block(block_file(i)) for i in blocks), embedding, head)

@@ -215,6 +215,17 @@ class Room:
             f"{self.memory_for_all / 1e9:.1f} GB nothing would be read"
         )
 
+    def turn(self, memory: int) -> None:
+        """Turn the dial: have more or less memory from now on.
+
+        Raises:
+            NumpyBloomError: less than the runs that are not over need.
+        """
+        with self._one_at_a_time:
+            self.memory = memory
+            if self._runs:
+                self._make_room(0, 0)
+
     def watch(self, on_weights: OnWeights) -> None:
         """Tell an onlooker how far passes come, in place of the one before."""
         self.stream.on_chunk = lambda chunk: on_weights(chunk.path.stem, chunk.nbytes)

@@ -16,11 +16,13 @@ class Runner(Protocol):
 
     Attributes:
         config: the sizes.
-        memory: bytes that weights and runs may take in each process.
     """
 
     config: BloomConfig
-    memory: int
+
+    @property
+    def memory(self) -> int:
+        """Bytes that weights and runs may take in each process."""
 
     @property
     def weight_bytes(self) -> int:

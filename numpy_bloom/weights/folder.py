@@ -3,7 +3,7 @@
 docs/format.md describes the format for other tools.
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -92,6 +92,11 @@ def head_file(hidden_size: int, vocab_size: int) -> ArrayFile:
     return ArrayFile(LM_HEAD, "", {"lm_head.weight": (vocab_size, hidden_size)})
 
 
+def head_files(manifest: Mapping[str, Any]) -> list[str]:
+    """The files that make logits of the last block's output, in the order of their use."""
+    return [FINAL_LAYERNORM, LM_HEAD if LM_HEAD in manifest["files"] else EMBEDDINGS]
+
+
 def read_json(path: Path, most_bytes: int = MOST_JSON_BYTES) -> dict[str, Any]:
     """A JSON file that must hold an object.
 
@@ -164,7 +169,8 @@ class Folder:
         vocab_size: int,
         *,
         only: range | None = None,
-        ends: bool = True,
+        embeds: bool = True,
+        unembeds: bool = True,
     ) -> "Folder":
         """Read all headers and compare the sizes of all files, names and shapes.
 
@@ -172,7 +178,8 @@ class Folder:
             path: the folder.
             blocks, hidden_size, vocab_size: the model's sizes.
             only: the blocks that are wanted; files of others need not be there. Default: all.
-            ends: whether the embeddings, the last norm and the head are wanted.
+            embeds: whether the word embeddings are wanted, to look up tokens.
+            unembeds: whether the last norm and the head are wanted.
 
         Raises:
             NumpyBloomError: the folder is no converted model, or what is wanted is not complete.
@@ -182,16 +189,23 @@ class Folder:
         wrong = next(listing_faults(entries, blocks), None)
         if wrong:
             raise NumpyBloomError(f"{path / MANIFEST} {wrong}; convert the checkpoint again")
+        inside = [block_file(i) for i in (range(blocks) if only is None else only)]
+        head = head_files(manifest) if unembeds else []
+        wanted = {*inside, *head, *([EMBEDDINGS] if embeds else [])}
         files = listed_files(entries, blocks, hidden_size, vocab_size)
-        others = {block_file(i) for i in set(range(blocks)) - set(range(blocks) if only is None else only)}
-        if not ends:
-            others |= {file.name for file in files} - {block_file(i) for i in range(blocks)}
+        others = {file.name for file in files} - wanted
         check_sizes(path, {name: entry for name, entry in entries.items() if name not in others})
         folder = cls(path, {}, {}, manifest)
         for file in files:
-            if file.name not in others:
+            if file.name in wanted:
                 folder.vectors[file.name], folder.matrices[file.name] = read_file(path, file)
         return folder
+
+    @property
+    def head(self) -> str | None:
+        """The file of the matrix that makes logits, if it was opened."""
+        head = head_files(self.manifest)
+        return head[-1] if set(head) <= self.vectors.keys() else None
 
 
 def listing_faults(names: Collection[str], blocks: int) -> Iterator[str]:

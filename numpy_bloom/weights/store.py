@@ -79,7 +79,7 @@ class WeightStore:
     def matrix(self, file: str, name: str) -> "Matrix":
         """A handle on a big array."""
         stored = self.folder.matrices[file][name]
-        if stored.array not in self._matrices:  # an untied embedding is multiplied by nothing
+        if stored.array not in self._matrices:  # an embedding that is no head
             return Matrix(stored.array, self._format(stored), [], self)
         return self._matrices[stored.array]
 
@@ -127,8 +127,8 @@ class WeightStore:
 def _pass_order(folder: Folder) -> list[StoredMatrix]:
     """The matrices that a pass multiplies by, in order: the blocks', then the head."""
     files = [file for file in folder.matrices if file not in (EMBEDDINGS, LM_HEAD)]
-    heads = [file for file in (LM_HEAD, EMBEDDINGS) if file in folder.matrices]
-    return [matrix for file in files + heads[:1] for matrix in folder.matrices[file].values()]
+    heads = [] if folder.head is None else [folder.head]
+    return [matrix for file in files + heads for matrix in folder.matrices[file].values()]
 
 
 def _readable_ranges(format: Format) -> list[range]:

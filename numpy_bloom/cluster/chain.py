@@ -1,0 +1,305 @@
+"""The actors that hold a model's parts, in the order of a pass, and tasks that run on them."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from distributed import Client, Future, wait
+
+from numpy_bloom.cluster.plan import Part, Sizes, Worker, deal, redeal, told
+from numpy_bloom.cluster.share import Share, Travelling, call
+from numpy_bloom.cluster.survey import survey
+from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.model.config import BloomConfig
+
+LOOK_SECONDS = 0.5
+"""Between two looks at whether the workers that are waited for are still there."""
+
+MOST_SECONDS = 10
+"""That a cluster without workers, of which a nanny may be starting one again, is given."""
+
+Tell = Callable[[str], None]
+"""Where lines for people go."""
+
+
+class LostError(Exception):
+    """A worker that holds a part is there no more."""
+
+
+class Chain:
+    """The parts of a model on the workers of a cluster.
+
+    Args:
+        client: of the cluster.
+        folder: of the converted model, the same on all workers.
+        config: the model's sizes.
+        manifest: of the folder.
+        memory, threads: most that each worker may use. Default: what Dask gives it.
+        tell: hears of the plan, and of workers that are lost.
+
+    Attributes:
+        parts: in the order of a pass.
+        names: by which tasks find the shares that hold them.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        folder: Path,
+        config: BloomConfig,
+        manifest: Any,
+        *,
+        memory: int | None,
+        threads: int | None,
+        tell: Tell,
+    ) -> None:
+        self._client = client
+        self._folder = folder
+        self._config = config
+        self._files = {name: entry["size"] for name, entry in manifest["files"].items()}
+        self._sizes = Sizes.of(manifest, config.num_hidden_layers)
+        self._limits = memory, threads
+        self._tell = tell
+        self._workers: dict[str, Worker] = {}
+        self._actors: list[Future[Any]] = []
+        self.parts: list[Part] = []
+        self.names: list[str] = []
+
+    # --- which worker holds what ------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Ask all workers what they have, deal the blocks, tell of it, and have them opened.
+
+        Raises:
+            NumpyBloomError: there are no workers, or what they have does not make up the model.
+        """
+        while True:
+            self._actors = []  # gives back what they hold, before others need it
+            try:
+                self._survey()
+                self.parts = deal(list(self._workers.values()), self._sizes, self._folder)
+                self._tell(told(self.parts, self._empty_pass()))
+                self.names = [_new_name() for _ in self.parts]
+                self._actors = [self._start(place) for place in range(len(self.parts))]
+                self.results(self._actors)
+            except LostError:
+                continue
+            return
+
+    def repair(self) -> None:
+        """Give parts whose workers are lost to others, under new names.
+
+        Raises:
+            LostError: one more worker is lost.
+            NumpyBloomError: no worker is left that could hold one.
+        """
+        lost = self._lost()
+        self._survey()
+        before = self.parts
+        self.parts = redeal(before, lost, list(self._workers.values()), self._sizes)
+        for place, part in enumerate(self.parts):
+            if place in lost:
+                self._tell(
+                    f"worker {before[place].worker.address} is lost; {part} goes to "
+                    f"{part.worker.address}, and what it knew is computed again"
+                )
+            elif part.memory != before[place].memory:
+                turned = self.submit(place, "turn", part.memory)
+                self._wait([turned], {part.worker.address}, [self._actors[place]])
+        for place in lost:
+            self.names[place] = _new_name()
+            self._actors[place] = self._start(place)
+        self.results([self._actors[place] for place in lost])
+
+    def end(self) -> None:
+        """Give back what the workers hold."""
+        self._actors = []
+
+    def has_joined(self) -> bool:
+        """Whether a worker is there that was not asked yet."""
+        return not self._addresses() <= self._workers.keys()
+
+    def _survey(self) -> None:
+        """Ask workers that were not asked yet, and forget those that are not there any more."""
+        addresses = self._addresses()
+        end = time.monotonic() + MOST_SECONDS
+        while not addresses and time.monotonic() < end:
+            time.sleep(LOOK_SECONDS)
+            addresses = self._addresses()
+        if not addresses:
+            raise NumpyBloomError("the cluster has no worker; start one: dask worker SCHEDULER")
+        self._workers = {name: one for name, one in self._workers.items() if name in addresses}
+        asked = {
+            address: self._client.submit(
+                survey,
+                self._folder,
+                self._config,
+                self._files,
+                *self._limits,
+                workers=[address],
+                key=f"survey-{uuid.uuid4().hex}",
+                pure=False,
+            )
+            for address in sorted(addresses - self._workers.keys())
+        }
+        for address, future in asked.items():
+            try:
+                (self._workers[address],) = self._wait([future], {address})
+            except LostError:  # it was there a moment ago
+                continue
+            except ImportError as error:
+                raise NumpyBloomError(
+                    f"worker {address} cannot run numpy-bloom: {error}; install it there"
+                ) from error
+
+    def _addresses(self) -> set[str]:
+        """Of all workers that are there.
+
+        Raises:
+            NumpyBloomError: the scheduler is gone.
+        """
+        if self._client.status != "running":
+            raise NumpyBloomError("the scheduler of the cluster is gone; start it again")
+        return set(self._client.nthreads())
+
+    def _start(self, place: int) -> Future[Any]:
+        part = self.parts[place]
+        options = {
+            "memory": part.memory,
+            "threads": part.worker.threads,
+            "blocks": part.blocks,
+            "embeds": part.embeds,
+            "unembeds": part.unembeds,
+        }
+        name = self.names[place]
+        return self._client.submit(
+            Share,
+            name,
+            self._folder,
+            self._config,
+            options,
+            actor=True,
+            workers=[part.worker.address],
+            key=name,
+        )
+
+    def _empty_pass(self) -> float:
+        """Seconds of a pass of one token in which nothing is computed."""
+        seconds = []
+        for _ in range(3):
+            start = time.perf_counter()
+            x: Any = Travelling(np.zeros((1, self._config.hidden_size), dtype=np.float32))
+            for number, part in enumerate(self.parts):
+                wide = number == len(self.parts) - 1
+                x = self._client.submit(
+                    empty_leg,
+                    x,
+                    self._config.vocab_size if wide else self._config.hidden_size,
+                    workers=[part.worker.address],
+                    key=f"empty-{uuid.uuid4().hex}",
+                    pure=False,
+                )
+            self._wait([x], {part.worker.address for part in self.parts})
+            seconds.append(time.perf_counter() - start)
+        return min(seconds)
+
+    # --- tasks ------------------------------------------------------------------------------------
+
+    def everywhere(self, method: str, *arguments: Any) -> list[Any]:
+        """Call a method of each share. Their results, in the order of a pass.
+
+        Raises:
+            LostError: a worker is lost.
+            NumpyBloomError: what the method raises.
+        """
+        places = range(len(self.parts))
+        return self.results([self.submit(place, method, *arguments) for place in places])
+
+    def submit(self, place: int, method: str, *arguments: Any, what: str = "") -> Future[Any]:
+        """Have a method of one share called.
+
+        Args:
+            place: of the part.
+            method, arguments: what to call; futures among the arguments become their results.
+            what: the task's name on the dashboard. Default: method and part.
+        """
+        return self._client.submit(
+            call,
+            self.names[place],
+            method,
+            *arguments,
+            workers=[self.parts[place].worker.address],
+            key=f"{what or f'{method} {self.parts[place]}'}-{uuid.uuid4().hex}",
+            pure=False,
+        )
+
+    def results(self, futures: Sequence[Future[Any]]) -> list[Any]:
+        """Wait for tasks of shares.
+
+        Raises:
+            LostError: a worker is lost.
+            NumpyBloomError: a share raised it.
+        """
+        return self._wait(futures, {part.worker.address for part in self.parts}, self._actors)
+
+    def _wait(
+        self, futures: Sequence[Future[Any]], needed: set[str], actors: Sequence[Future[Any]] = ()
+    ) -> list[Any]:
+        """Results of tasks that need some workers, and some actors on them."""
+
+        def are_lost() -> bool:
+            return not needed <= self._addresses() or not all(map(_is_there, actors))
+
+        while True:
+            try:
+                with self._client.as_current():
+                    wait(futures, timeout=LOOK_SECONDS)
+                results: list[Any] = self._client.gather(list(futures))
+                return results
+            except NumpyBloomError:
+                raise
+            except (TimeoutError, asyncio.TimeoutError):
+                if are_lost():
+                    raise LostError from None
+            except (Exception, asyncio.CancelledError) as error:
+                end = time.monotonic() + MOST_SECONDS
+                while not are_lost():  # the scheduler may say so a little later
+                    if not _may_be_lost(error) or time.monotonic() > end:
+                        raise
+                    time.sleep(LOOK_SECONDS / 10)
+                raise LostError from error
+
+    def _lost(self) -> list[int]:
+        """Places of parts that nobody holds any more."""
+        addresses = self._addresses()
+        held = zip(self.parts, self._actors, strict=True)
+        return [
+            place
+            for place, (part, actor) in enumerate(held)
+            if part.worker.address not in addresses or not _is_there(actor)
+        ]
+
+
+def _new_name() -> str:
+    return f"share-{uuid.uuid4().hex}"
+
+
+def _is_there(actor: Future[Any]) -> bool:
+    return actor.status in ("finished", "pending")
+
+
+def empty_leg(travelling: Travelling, width: int) -> Travelling:
+    """What a leg of one token would hand on."""
+    return Travelling(np.zeros((1, width), dtype=np.float32), travelling.bytes_read)
+
+
+def _may_be_lost(error: BaseException) -> bool:
+    """Whether this may come of a worker that is not there any more, rather than of its work."""
+    room = type(error).__module__.partition(".")[0]
+    return room in ("distributed", "asyncio", "concurrent") or isinstance(
+        error, OSError | RuntimeError | KeyError
+    )

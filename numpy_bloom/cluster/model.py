@@ -1,0 +1,363 @@
+"""A model whose blocks are on the workers of a cluster, with the methods of `Model`."""
+
+import itertools
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from distributed import Future
+
+from numpy_bloom.cluster.caches import RemoteCache
+from numpy_bloom.cluster.chain import Chain, LostError
+from numpy_bloom.cluster.share import Travelling
+from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.model.config import BloomConfig
+from numpy_bloom.model.forward import TokenIds
+from numpy_bloom.model.model import last_rows
+from numpy_bloom.model.passes import Leg, Tap, no_tap
+from numpy_bloom.model.room import Draft, OnWeights
+from numpy_bloom.weights.dtypes import Floats
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is not over, as shares that are opened anew have to prepare for it.
+
+    Attributes:
+        method: by which.
+        numbers: of its caches.
+        options: as they were given.
+    """
+
+    method: str
+    numbers: list[int]
+    options: dict[str, Any]
+
+
+class ClusterModel:
+    """Blocks on workers. The client holds none; it knows which tokens are in which cache.
+
+    A pass is a chain of tasks, one for each range of blocks; hidden states go from worker to
+    worker. Several sequences go in several chains, so that all workers have something to do. When a
+    worker is lost, its blocks go to others, and what it knew of a sequence is computed again from
+    the tokens.
+
+    Args:
+        config: the sizes.
+        chain: the workers, with blocks.
+        close: gives back all there is.
+
+    Attributes:
+        config: as given.
+        bytes_read: of weights, read from disk by all passes so far.
+        bytes_pinned: of weights that are in the workers' memory.
+        weight_bytes: of weights that a pass uses; before the first run, of their files.
+    """
+
+    resident_bytes = 0
+    """Nothing in this process."""
+
+    def __init__(self, config: BloomConfig, chain: Chain, close: Callable[[], None]) -> None:
+        self.config = config
+        self.bytes_read = 0
+        self.bytes_pinned = 0
+        self.weight_bytes = sum(part.nbytes for part in chain.parts)
+        self._chain = chain
+        self._repairs = 0
+        self._known: set[str] = set(chain.names)  # shares that have prepared for all runs
+        self._runs: list[Run] = []
+        self._numbers = itertools.count()
+        self._over: list[int] = []  # caches that nobody holds: the collector may add at any time
+        self._on_weights: OnWeights = lambda _name, _nbytes: None
+        self._one_at_a_time = threading.RLock()
+        self.close = weakref.finalize(self, close)
+
+    @property
+    def memory(self) -> int:
+        """Bytes that weights and runs may take on the worker that has least."""
+        return min(part.memory for part in self._chain.parts)
+
+    def forecast(self) -> str:
+        """Nothing: the plan has told it."""
+        return ""
+
+    def watch(self, on_weights: OnWeights) -> None:
+        """Tell an onlooker when sequences have gone through all blocks."""
+        self._on_weights = on_weights
+
+    # --- runs -------------------------------------------------------------------------------------
+
+    def prepare(
+        self,
+        *,
+        cache_tokens: Sequence[int],
+        pass_tokens: int,
+        logit_rows: int,
+        longest: int = 0,
+        draft: Draft | None = None,
+    ) -> list[RemoteCache]:
+        """See `Room`; on all workers. Those that joined are used if no run is under way."""
+        options = {
+            "cache_tokens": list(cache_tokens),
+            "pass_tokens": pass_tokens,
+            "logit_rows": logit_rows,
+            "longest": longest,
+        }
+        return self._begin("prepare", options, cache_tokens, pass_tokens)
+
+    def prepare_one_pass(
+        self, *, lengths: Sequence[int], logit_rows: int = 0, target_rows: int = 0
+    ) -> list[RemoteCache]:
+        """See `Room`; on all workers."""
+        options = {
+            "lengths": list(lengths),
+            "logit_rows": logit_rows,
+            "target_rows": target_rows,
+        }
+        return self._begin("prepare_one_pass", options, [0] * len(lengths), sum(lengths))
+
+    def _begin(
+        self, method: str, options: dict[str, Any], capacities: Sequence[int], pass_tokens: int
+    ) -> list[RemoteCache]:
+        numbers = [next(self._numbers) for _ in capacities]
+        run = Run(method, numbers, options)
+
+        def prepare() -> None:
+            self._drop()
+            told = self._chain.everywhere(method, numbers, options)
+            self.bytes_pinned, self.weight_bytes = map(sum, zip(*told, strict=True))
+
+        with self._one_at_a_time:
+            self._drop_runs()
+            if not self._runs and self._chain.has_joined():
+                self._chain.begin()
+                self._known = set(self._chain.names)
+            self._surviving(prepare)
+            self._runs.append(run)
+            heads, size = self.config.num_attention_heads, self.config.head_size
+            shape = self.config.num_hidden_layers, 2, heads, size
+            caches = [
+                RemoteCache(self, number, capacity, pass_tokens, shape, self._repairs)
+                for number, capacity in zip(numbers, capacities, strict=True)
+            ]
+            for cache in caches:
+                weakref.finalize(cache, self._over.append, cache.number).atexit = False
+        return caches
+
+    def has_room(
+        self,
+        *,
+        cache_tokens: Sequence[int],
+        pass_tokens: int,
+        logit_rows: int,
+        longest: int = 0,
+        draft: Draft | None = None,
+        resident: bool = False,
+    ) -> bool:
+        """See `Room`; on all workers."""
+        options = {
+            "cache_tokens": list(cache_tokens),
+            "pass_tokens": pass_tokens,
+            "logit_rows": logit_rows,
+            "longest": longest,
+            "resident": resident,
+        }
+        return self._all("has_room", options)
+
+    def has_room_for_pass(
+        self, tokens: int, longest: int, *, target_rows: int, resident: bool
+    ) -> bool:
+        """See `Room`; on all workers."""
+        options = {"target_rows": target_rows, "resident": resident}
+        return self._all("has_room_for_pass", tokens, longest, options)
+
+    def _all(self, method: str, *arguments: Any) -> bool:
+        def ask() -> bool:
+            self._drop()
+            return all(self._chain.everywhere(method, *arguments))
+
+        with self._one_at_a_time:
+            return self._surviving(ask)
+
+    def _drop(self) -> None:
+        """Have workers forget the caches that nobody holds any more."""
+        over = self._drop_runs()
+        if over:
+            self._chain.everywhere("drop", over)
+
+    def _drop_runs(self) -> list[int]:
+        """Forget the runs that are over. Numbers of all caches that nobody holds any more."""
+        over = list(self._over)
+        self._runs = [run for run in self._runs if not set(run.numbers) <= set(over)]
+        return over
+
+    # --- passes -----------------------------------------------------------------------------------
+
+    def run(
+        self,
+        sequences: Sequence[TokenIds],
+        caches: Sequence[RemoteCache],
+        *,
+        last: Sequence[int] | None = None,
+        tap: Tap = no_tap,
+    ) -> Floats:
+        """See `Model`."""
+        if tap is not no_tap:
+            raise NumpyBloomError("stages of a pass over a cluster cannot be traced or edited")
+        last = [1] * len(sequences) if last is None else last
+        return self._pass(sequences, caches, last, None)
+
+    def score(
+        self,
+        sequences: Sequence[TokenIds],
+        caches: Sequence[RemoteCache],
+        targets: Sequence[TokenIds],
+    ) -> Floats:
+        """See `Model`."""
+        return self._pass(sequences, caches, [len(ids) for ids in targets], targets)
+
+    def _pass(
+        self,
+        sequences: Sequence[TokenIds],
+        caches: Sequence[RemoteCache],
+        last: Sequence[int],
+        targets: Sequence[TokenIds] | None,
+    ) -> Floats:
+        """One pass, whatever it takes."""
+
+        def go_through() -> list[Travelling]:
+            self._restore(caches)
+            chains = []
+            for group in self._groups(len(sequences)):
+                ids = [sequences[i] for i in group]
+                rows = last_rows([len(one) for one in ids], [last[i] for i in group])
+                wanted = None if targets is None else np.concatenate([targets[i] for i in group])
+                leg = Leg([len(one) for one in ids], True, rows, unembeds=True, targets=wanted)
+                chains.append(self._submit(np.concatenate(ids), leg, [caches[i] for i in group]))
+            return self._arrived(chains)
+
+        with self._one_at_a_time:
+            _check_capacity(sequences, caches)
+            arrived = self._surviving(go_through)
+            for ids, cache in zip(sequences, caches, strict=True):
+                if cache.capacity:
+                    cache.extend(ids.tolist())
+        return np.concatenate([one.x for one in arrived])
+
+    def _groups(self, count: int) -> list[npt.NDArray[np.int64]]:
+        """Sequences that go together: as many groups as keep all workers at work, but only one if
+        weights are read from disk, which each group would do again."""
+        resident = self.bytes_pinned == self.weight_bytes
+        groups = min(count, len(self._chain.parts)) if resident else 1
+        return np.array_split(np.arange(count), groups)
+
+    def _submit(self, ids: TokenIds, leg: Leg, caches: Sequence[RemoteCache]) -> Future[Any]:
+        """One task after the other; what the last one will give."""
+        numbers = [cache.number for cache in caches]
+        known = [cache.length for cache in caches]
+        travelling: Any = Travelling(ids)
+        for place, part in enumerate(self._chain.parts):
+            own = leg if part.unembeds else leg._replace(rows=None, unembeds=False, targets=None)
+            travelling = self._chain.submit(
+                place,
+                "run",
+                travelling,
+                own._replace(embeds=part.embeds),
+                numbers,
+                known,
+                what=f"{part}, {len(ids)} token{'s' if len(ids) > 1 else ''}",
+            )
+        return travelling
+
+    def _arrived(self, chains: Sequence[Future[Any]]) -> list[Travelling]:
+        arrived: list[Travelling] = self._chain.results(chains)
+        self.bytes_read += sum(one.bytes_read for one in arrived)
+        self._on_weights("all blocks", self.weight_bytes)
+        return arrived
+
+    # --- keys and values --------------------------------------------------------------------------
+
+    def token(self, cache: RemoteCache, place: int) -> Floats:
+        """Keys and values of one token in every block, (L, 2, N, D)."""
+
+        def fetch() -> Floats:
+            self._restore([cache])
+            return np.concatenate(self._chain.everywhere("token", cache.number, place))
+
+        with self._one_at_a_time:
+            return self._surviving(fetch)
+
+    def put(self, cache: RemoteCache, place: int, keys_values: Floats) -> None:
+        """Put them back."""
+        with self._one_at_a_time:
+            self._surviving(lambda: self._chain.everywhere("put", cache.number, place, keys_values))
+
+    def copy_prefix(self, to: RemoteCache, of: RemoteCache, tokens: int, known: int) -> None:
+        """Copy what the first tokens of one have, but for the first known ones, to another."""
+
+        def copy() -> None:
+            self._restore([to, of])
+            self._chain.everywhere("copy_prefix", to.number, of.number, tokens, known)
+
+        with self._one_at_a_time:
+            self._surviving(copy)
+
+    # --- faults -----------------------------------------------------------------------------------
+
+    def _surviving(self, work: Callable[[], Result]) -> Result:
+        """Do something, again if a worker was lost meanwhile."""
+        while True:
+            try:
+                if not self._known.issuperset(self._chain.names):
+                    self._tell_new_shares()
+                return work()
+            except LostError:
+                self._repairs += 1
+                with suppress(LostError):  # another one: it will be seen when it is asked
+                    self._chain.repair()
+
+    def _tell_new_shares(self) -> None:
+        """Have shares that were opened anew prepare for the runs that are not over."""
+        chain = self._chain
+        new = [place for place, name in enumerate(chain.names) if name not in self._known]
+        for run in self._runs:
+            chain.results([chain.submit(i, run.method, run.numbers, run.options) for i in new])
+        self._known = set(chain.names)
+
+    def _restore(self, caches: Sequence[RemoteCache]) -> None:
+        """Compute again what a lost worker knew of some sequences, in passes that are no larger
+        than those that there is room for."""
+        for cache in caches:
+            if cache.intact == self._repairs:
+                continue
+            if cache.capacity:
+                self._compute_again(cache)
+            cache.intact = self._repairs
+
+    def _compute_again(self, cache: RemoteCache) -> None:
+        ids, length = np.array(cache.ids(), dtype=np.int64), cache.length
+        nothing = np.empty(0, dtype=np.int64)
+        try:
+            for begin in range(0, length, cache.pass_tokens):
+                cache.length = begin
+                part = ids[begin : begin + cache.pass_tokens]
+                leg = Leg([len(part)], True, rows=nothing)
+                self._arrived([self._submit(part, leg, [cache])])
+        finally:
+            cache.length = length
+
+
+def _check_capacity(sequences: Sequence[TokenIds], caches: Sequence[RemoteCache]) -> None:
+    for ids, cache in zip(sequences, caches, strict=True):
+        end = cache.length + len(ids)
+        if cache.capacity and end > cache.capacity:
+            raise NumpyBloomError(
+                f"the cache holds {cache.capacity} tokens, {end} were given; make it larger"
+            )

@@ -1,0 +1,108 @@
+"""From `cluster=` to a model on a cluster."""
+
+import logging
+import re
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import dask
+from distributed import Client, LocalCluster
+
+from numpy_bloom.cluster.chain import Chain
+from numpy_bloom.cluster.model import ClusterModel
+from numpy_bloom.cluster.survey import BESIDE
+from numpy_bloom.errors import NumpyBloomError, OptionError
+from numpy_bloom.model.config import BloomConfig
+from numpy_bloom.weights.budget import default_memory, default_threads
+from numpy_bloom.weights.folder import read_manifest
+
+LOCAL = re.compile(r"local:([1-9]\d*)")
+
+CONNECT_SECONDS = 20
+
+LOCAL_SETTINGS = {
+    # A worker that hangs is given up after so long (Dask: 5 minutes).
+    "distributed.scheduler.worker-ttl": "5s",
+    # The weights are no results that could be written to disk meanwhile.
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": False,
+}
+
+
+def open_cluster(
+    folder: Path,
+    config: BloomConfig,
+    *,
+    memory: int | None,
+    threads: int | None,
+    cluster: Any,
+) -> ClusterModel:
+    """Spread a model over a cluster. The plan is told on stderr before it is carried out.
+
+    Args:
+        folder: of the converted model, the same on all workers.
+        config: its sizes.
+        memory, threads: most that each worker may use. Default: what Dask gives it.
+        cluster: the address of a scheduler, `local:N`, or a client.
+
+    Raises:
+        NumpyBloomError: there is no cluster, or its workers do not have the model.
+    """
+    with ExitStack() as ours:
+        client = cluster if isinstance(cluster, Client) else _client(cluster, ours)
+        chain = Chain(
+            client,
+            folder.resolve(),
+            config,
+            read_manifest(folder),
+            memory=memory,
+            threads=threads,
+            tell=lambda text: print(text, file=sys.stderr),
+        )
+        chain.begin()
+        return ClusterModel(config, chain, _closer(chain, ours.pop_all()))
+
+
+def _closer(chain: Chain, ours: ExitStack) -> Callable[[], None]:
+    def close() -> None:
+        chain.end()
+        ours.close()
+
+    return close
+
+
+def _client(cluster: Any, ours: ExitStack) -> Client:
+    """A client of a cluster that is named. It is closed with what is ours."""
+    local = LOCAL.fullmatch(str(cluster))
+    if local:
+        return ours.enter_context(Client(_local(int(local[1]), ours), set_as_default=False))
+    if "://" not in str(cluster):
+        raise OptionError(
+            f"cluster is {cluster!r}; expected the address of a scheduler, such as "
+            "tcp://host:8786, or local:N for N processes"
+        )
+    try:
+        return ours.enter_context(Client(cluster, timeout=CONNECT_SECONDS, set_as_default=False))
+    except (OSError, ValueError, TypeError) as error:
+        raise NumpyBloomError(
+            f"no scheduler answers at {cluster}: {error}; start one: dask scheduler"
+        ) from error
+
+
+def _local(workers: int, ours: ExitStack) -> LocalCluster:
+    """So many processes on this machine, with what is free of it."""
+    memory = default_memory() // workers
+    with dask.config.set(LOCAL_SETTINGS):
+        return ours.enter_context(
+            LocalCluster(
+                n_workers=workers,
+                threads_per_worker=max(1, default_threads() // workers),
+                memory_limit=memory + BESIDE,
+                dashboard_address=None,
+                silence_logs=logging.CRITICAL,
+            )
+        )

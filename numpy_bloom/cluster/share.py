@@ -1,0 +1,137 @@
+"""A range of blocks on a worker: a Dask actor with its weights and its part of each cache."""
+
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy.typing as npt
+
+from numpy_bloom.model.cache import Cache, KVCache
+from numpy_bloom.model.config import BloomConfig
+from numpy_bloom.model.model import Model
+from numpy_bloom.model.passes import Leg
+from numpy_bloom.weights.dtypes import Floats
+
+_here: "weakref.WeakValueDictionary[str, Share]" = weakref.WeakValueDictionary()
+"""The shares of this process. A task that Dask runs beside an actor finds it here at once; calling
+it as an actor would send its arrays through a socket, from the process to itself."""
+
+
+class Travelling(NamedTuple):
+    """What goes from worker to worker, and at last to the client.
+
+    Attributes:
+        x: hidden states (T, H) float32; logits or log-probabilities at the end.
+        bytes_read: weights that the pass has read from disk so far.
+    """
+
+    x: npt.NDArray[Any]
+    bytes_read: int = 0
+
+
+class Share:
+    """A range of blocks.
+
+    The client counts the tokens in the caches: it says with each leg how many there are. What an
+    interrupted pass has left behind is written over.
+
+    Args:
+        name: by which tasks find it.
+        folder: the converted model, or what this range needs of it.
+        config: the model's sizes.
+        options: those of `Model.open`.
+    """
+
+    def __init__(
+        self, name: str, folder: Path, config: BloomConfig, options: Mapping[str, Any]
+    ) -> None:
+        self._model = Model.open(folder, config, **options)
+        self._unembeds = bool(options["unembeds"])
+        self._caches: dict[int, Any] = {}
+        _here[name] = self
+
+    def turn(self, memory: int) -> None:
+        """Have more or less memory from now on.
+
+        Raises:
+            NumpyBloomError: less than the runs that are not over need.
+        """
+        self._model.turn(memory)
+
+    def prepare(self, numbers: Sequence[int], options: Mapping[str, Any]) -> tuple[int, int]:
+        """`Model.prepare`, its caches known by numbers from now on.
+
+        Returns:
+            Bytes of weights that are pinned, and of all weights that its passes use.
+        """
+        return self._keep(numbers, self._model.prepare(**self._own(options)))
+
+    def prepare_one_pass(
+        self, numbers: Sequence[int], options: Mapping[str, Any]
+    ) -> tuple[int, int]:
+        """`Model.prepare_one_pass`, in the same way."""
+        return self._keep(numbers, self._model.prepare_one_pass(**self._own(options)))
+
+    def has_room(self, options: Mapping[str, Any]) -> bool:
+        """`Model.has_room`."""
+        return self._model.has_room(**self._own(options))
+
+    def has_room_for_pass(self, tokens: int, longest: int, options: Mapping[str, Any]) -> bool:
+        """`Model.has_room_for_pass`."""
+        return self._model.has_room_for_pass(tokens, longest, **self._own(options))
+
+    def drop(self, numbers: Sequence[int]) -> None:
+        """Nobody holds these caches any more."""
+        for number in numbers:
+            self._caches.pop(number, None)
+
+    def run(
+        self, travelling: Travelling, leg: Leg, numbers: Sequence[int], known: Sequence[int]
+    ) -> Travelling:
+        """One leg of a pass.
+
+        Args:
+            travelling: what comes in.
+            leg: what there is to do.
+            numbers: of the caches.
+            known: tokens that are in each before this pass.
+        """
+        caches = [self._cache(*pair) for pair in zip(numbers, known, strict=True)]
+        before = self._model.bytes_read
+        x = self._model.run_leg(travelling.x, leg, caches)
+        return Travelling(x, travelling.bytes_read + self._model.bytes_read - before)
+
+    def token(self, number: int, place: int) -> Floats:
+        """`KVCache.token`."""
+        cache: KVCache = self._caches[number]
+        return cache.token(place)
+
+    def put(self, number: int, place: int, keys_values: Floats) -> None:
+        """`KVCache.put`; keys and values of other blocks are among them."""
+        blocks = self._model.blocks
+        self._caches[number].put(place, keys_values[blocks.start : blocks.stop])
+
+    def copy_prefix(self, number: int, other: int, tokens: int, known: int) -> None:
+        """`KVCache.copy_prefix`."""
+        self._caches[number].copy_prefix(self._caches[other], tokens, known)
+
+    def _own(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Of rows that meet the vocabulary only the worker knows that has the head."""
+        rows = {} if self._unembeds else {"logit_rows": 0, "target_rows": 0}
+        return {name: rows.get(name, value) for name, value in options.items()}
+
+    def _keep(self, numbers: Sequence[int], caches: Sequence[Any]) -> tuple[int, int]:
+        self._caches.update(zip(numbers, caches, strict=True))
+        return self._model.bytes_pinned, self._model.weight_bytes
+
+    def _cache(self, number: int, known: int) -> Cache:
+        cache: Cache = self._caches[number]
+        if isinstance(cache, KVCache):
+            cache.length = known
+        return cache
+
+
+def call(name: str, method: str, *arguments: Any) -> Any:
+    """What Dask runs on a worker: a method of one of its shares."""
+    return getattr(_here[name], method)(*arguments)
