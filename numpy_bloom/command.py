@@ -15,6 +15,12 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as shells count."""
 
 
+CLUSTER_HELP = (
+    "spread the blocks over the workers of the Dask scheduler at tcp://HOST:PORT, or over N "
+    "processes here with local:N; memory and threads are then those of each worker"
+)
+
+
 def run_command(main: Callable[[], None], name: str) -> int:
     """Run a command's main function and turn its end into an exit code.
 

@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from numpy_bloom.bloom import Bloom
-from numpy_bloom.command import parser, rate, run_command
+from numpy_bloom.command import CLUSTER_HELP, parser, rate, run_command
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.inputs import token_id_array
 from numpy_bloom.loading import load
@@ -101,7 +101,8 @@ def main() -> None:
     """Parse, evaluate, print."""
     args = _parser().parse_args()
     check_window(args.window, args.stride)
-    with load(args.model, memory=args.memory, threads=args.threads) as bloom:
+    options = {"memory": args.memory, "threads": args.threads, "cluster": args.cluster}
+    with load(args.model, **options) as bloom:
         text = read_text(bloom, args.text)
         windows = Windows(len(text.ids), args.window, args.stride)
         evaluation = evaluate(bloom.model, text, windows)
@@ -143,6 +144,7 @@ def _parser() -> argparse.ArgumentParser:
         help="for weights, buffers, activations, such as 2GB (default: what is free)",
     )
     add("--threads", type=int, metavar="N", help="default: the cores available")
+    add("--cluster", metavar="ADDRESS", help=CLUSTER_HELP)
     add("--json", action="store_true", help="one JSON object with results and statistics")
     return command
 

@@ -34,10 +34,11 @@ def main() -> None:
     options = {name: value for name in OPTIONS if (value := getattr(args, name)) is not None}
     with ExitStack() as models:
 
-        def opened(folder: str | None) -> Bloom:
-            return models.enter_context(load(folder, memory=args.memory, threads=args.threads))
+        def opened(folder: str | None, cluster: str | None = None) -> Bloom:
+            options = {"memory": args.memory, "threads": args.threads, "cluster": cluster}
+            return models.enter_context(load(folder, **options))
 
-        model = opened(args.model)
+        model = opened(args.model, args.cluster)
         if args.draft_model is not None:
             lookup = args.draft_model == PROMPT_LOOKUP
             options["draft_model"] = PROMPT_LOOKUP if lookup else opened(args.draft_model)

@@ -2,7 +2,7 @@
 
 import argparse
 
-from numpy_bloom.command import parser
+from numpy_bloom.command import CLUSTER_HELP, parser
 from numpy_bloom.errors import OptionError
 
 OPTIONS = (
@@ -157,6 +157,7 @@ def _parser() -> argparse.ArgumentParser:
         help="for weights, cache, buffers, such as 2GB (default: what is free)",
     )
     add("--threads", type=int, metavar="N", help="default: the cores available")
+    add("--cluster", metavar="ADDRESS", help=CLUSTER_HELP)
     form = command.add_mutually_exclusive_group().add_argument
     form("--json", action="store_true", help="one JSON object with tokens, text and statistics")
     form("--show-tokens", action="store_true", help="a line for each token: probability, seconds")

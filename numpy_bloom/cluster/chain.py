@@ -35,7 +35,7 @@ class Chain:
 
     Args:
         client: of the cluster.
-        folder: of the converted model, the same on all workers.
+        folder: of the converted model, under the same path on all workers.
         config: the model's sizes.
         manifest: of the folder.
         memory, threads: most that each worker may use. Default: what Dask gives it.

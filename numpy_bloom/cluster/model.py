@@ -34,11 +34,13 @@ class Run:
         method: by which.
         numbers: of its caches.
         options: as they were given.
+        held: numbers of the caches that somebody holds.
     """
 
     method: str
     numbers: list[int]
     options: dict[str, Any]
+    held: set[int]
 
 
 class ClusterModel:
@@ -75,6 +77,7 @@ class ClusterModel:
         self._runs: list[Run] = []
         self._numbers = itertools.count()
         self._over: list[int] = []  # caches that nobody holds: the collector may add at any time
+        self._unwanted: list[int] = []  # of which the workers have to be told
         self._on_weights: OnWeights = lambda _name, _nbytes: None
         self._one_at_a_time = threading.RLock()
         self.close = weakref.finalize(self, close)
@@ -127,7 +130,7 @@ class ClusterModel:
         self, method: str, options: dict[str, Any], capacities: Sequence[int], pass_tokens: int
     ) -> list[RemoteCache]:
         numbers = [next(self._numbers) for _ in capacities]
-        run = Run(method, numbers, options)
+        run = Run(method, numbers, options, set(numbers))
 
         def prepare() -> None:
             self._drop()
@@ -135,7 +138,7 @@ class ClusterModel:
             self.bytes_pinned, self.weight_bytes = map(sum, zip(*told, strict=True))
 
         with self._one_at_a_time:
-            self._drop_runs()
+            self._forget()
             if not self._runs and self._chain.has_joined():
                 self._chain.begin()
                 self._known = set(self._chain.names)
@@ -188,15 +191,19 @@ class ClusterModel:
 
     def _drop(self) -> None:
         """Have workers forget the caches that nobody holds any more."""
-        over = self._drop_runs()
-        if over:
-            self._chain.everywhere("drop", over)
+        self._forget()
+        if self._unwanted:
+            self._chain.everywhere("drop", self._unwanted)
+            self._unwanted = []
 
-    def _drop_runs(self) -> list[int]:
-        """Forget the runs that are over. Numbers of all caches that nobody holds any more."""
-        over = list(self._over)
-        self._runs = [run for run in self._runs if not set(run.numbers) <= set(over)]
-        return over
+    def _forget(self) -> None:
+        """Forget the runs of whose caches nobody holds any."""
+        while self._over:
+            number = self._over.pop()
+            self._unwanted.append(number)
+            for run in self._runs:
+                run.held.discard(number)
+        self._runs = [run for run in self._runs if run.held]
 
     # --- passes -----------------------------------------------------------------------------------
 

@@ -44,7 +44,7 @@ def open_cluster(
     """Spread a model over a cluster. The plan is told on stderr before it is carried out.
 
     Args:
-        folder: of the converted model, the same on all workers.
+        folder: of the converted model, under the same path on all workers.
         config: its sizes.
         memory, threads: most that each worker may use. Default: what Dask gives it.
         cluster: the address of a scheduler, `local:N`, or a client.
@@ -56,7 +56,7 @@ def open_cluster(
         client = cluster if isinstance(cluster, Client) else _client(cluster, ours)
         chain = Chain(
             client,
-            folder.resolve(),
+            folder.absolute(),
             config,
             read_manifest(folder),
             memory=memory,

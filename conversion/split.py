@@ -1,0 +1,83 @@
+"""Command: cut a converted model for several machines. `python -m conversion.split --help`"""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from numpy_bloom.cluster.plan import Part, Sizes, Worker, deal, needed_files
+from numpy_bloom.command import parser, run_command
+from numpy_bloom.errors import NumpyBloomError, OptionError, check_whole
+from numpy_bloom.model.config import BloomConfig
+from numpy_bloom.weights.folder import read_json, read_manifest
+
+
+def main() -> None:
+    """Parse, split, tell."""
+    command = parser(
+        "conversion.split",
+        "Cut a converted model into folders, each with consecutive blocks and all small files, to\n"
+        "be copied to the same path on as many machines. They share disk space with the model\n"
+        "where the file system has hard links.",
+        "python -m conversion.split bloom-176b --parts 3",
+    )
+    command.add_argument("target", metavar="TARGET", help="what conversion has written")
+    command.add_argument("--parts", type=int, required=True, metavar="N", help="how many")
+    args = command.parse_args()
+    for folder, part in split(Path(args.target), args.parts):
+        print(f"{folder}: {part}, {part.nbytes / 1e9:.3g} GB")
+
+
+def split(target: Path, parts: int) -> list[tuple[Path, Part]]:
+    """Write the folders `TARGET.1-of-N` to `TARGET.N-of-N`. Each is there whole, or not.
+
+    Returns:
+        For each folder its path, and the blocks that are in it.
+
+    Raises:
+        NumpyBloomError: the model is not complete, a folder is there already, the disk is full, or
+            there are more parts than blocks.
+    """
+    check_whole("parts", parts, 1)
+    manifest = read_manifest(target)
+    config = BloomConfig.from_dict(read_json(target / "config.json"))
+    sizes = Sizes.of(manifest, config.num_hidden_layers)
+    names = frozenset(name for name in manifest["files"] if (target / name).is_file())
+    dealt = deal([Worker(f"{i:04d}", 1, 1, names) for i in range(parts)], sizes, target)
+    if len(dealt) < parts:
+        raise OptionError(
+            f"parts is {parts}; expected a value in [1, {len(dealt)}], for so many folders get "
+            "blocks"
+        )
+    folders = [target.with_name(f"{target.name}.{i + 1}-of-{parts}") for i in range(parts)]
+    for folder in folders:
+        if folder.exists():
+            raise NumpyBloomError(f"{folder} is there already; remove it first")
+    small = [path.name for path in target.iterdir() if path.suffix != ".safetensors"]
+    for folder, part in zip(folders, tqdm(dealt, desc="splitting", disable=None), strict=True):
+        _write(target, [*small, *needed_files(part, sizes)], folder)
+    return list(zip(folders, dealt, strict=True))
+
+
+def _write(target: Path, names: list[str], folder: Path) -> None:
+    """Link or copy files into a new folder."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was cut off
+    try:
+        partial.mkdir()
+        for name in dict.fromkeys(names):
+            source = (target / name).resolve()  # blocks may be links
+            try:
+                os.link(source, partial / name)
+            except OSError:  # another file system, or one without links
+                shutil.copy2(source, partial / name)
+        partial.rename(folder)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise NumpyBloomError(f"cannot write {folder}: {error.strerror or error}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, "split"))
