@@ -102,7 +102,7 @@ def _local(workers: int, ours: ExitStack) -> LocalCluster:
                 n_workers=workers,
                 threads_per_worker=max(1, default_threads() // workers),
                 memory_limit=memory + BESIDE,
-                dashboard_address=None,
+                dashboard_address=":0",  # any port that is free
                 silence_logs=logging.CRITICAL,
             )
         )

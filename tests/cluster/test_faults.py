@@ -1,0 +1,227 @@
+"""Workers that die or hang, come and go: the text goes on as it would have."""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from clusters import NEW, PROMPTS, distributed, generated, holders, opened, pids, texts
+
+import numpy_bloom
+from numpy_bloom.bloom import Bloom
+from numpy_bloom.cluster import chain
+from numpy_bloom.cluster.model import ClusterModel
+from numpy_bloom.errors import NumpyBloomError
+
+
+@pytest.fixture(scope="module")
+def one(folder: Path) -> Iterator[Bloom]:
+    with numpy_bloom.load(folder) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def spread(folder: Path) -> Iterator[Bloom]:
+    with opened(folder, "local:3") as model:
+        yield model
+
+
+def strike(model: Bloom, place: int, number: int = signal.SIGKILL) -> None:
+    """Kill, or stop, the process that holds one of the parts."""
+    os.kill(pids(model)[holders(model)[place]], number)
+
+
+def in_pass(monkeypatch: pytest.MonkeyPatch, number: int, work: Callable[[], Any]) -> list[int]:
+    """Do something when all tasks of the n-th pass from now on have been sent.
+
+    Returns:
+        A list of all passes that were sent since.
+    """
+    sent: list[int] = []
+    real = ClusterModel._arrived
+
+    def arrived(self: ClusterModel, chains: Any) -> Any:
+        sent.append(len(sent))
+        if len(sent) == number:
+            work()
+        return real(self, chains)
+
+    monkeypatch.setattr(ClusterModel, "_arrived", arrived)
+    return sent
+
+
+@pytest.mark.parametrize("place", [0, 1, -1])
+def test_a_worker_dies_between_passes(one: Bloom, spread: Bloom, place: int) -> None:
+    expected = one.generate(PROMPTS[0], max_new_tokens=NEW)
+    generation = spread.generate(PROMPTS[0], max_new_tokens=NEW)
+    for number, token in enumerate(expected):
+        if number == 3:
+            strike(spread, place)
+        assert next(generation).id == token.id
+
+
+@pytest.mark.parametrize(("place", "number"), [(0, 1), (-1, 1), (1, 4), (-1, 5)])
+def test_a_worker_dies_during_a_pass(
+    one: Bloom, spread: Bloom, place: int, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the first pass, that takes in the prompts, or in a later one, of several texts."""
+    passes = in_pass(monkeypatch, number, lambda: strike(spread, place))
+    assert texts(spread) == texts(one)
+    assert len(passes) > NEW  # some were done again
+
+
+def test_workers_die_one_after_the_other(
+    one: Bloom, spread: Bloom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second while the loss of the first is repaired."""
+    real = chain.Chain.repair
+    others = pids(spread).keys() - {holders(spread)[0]}
+
+    def repair(self: chain.Chain) -> None:
+        monkeypatch.setattr(chain.Chain, "repair", real)
+        os.kill(next(pid for name, pid in pids(spread).items() if name in others), signal.SIGKILL)
+        real(self)
+
+    monkeypatch.setattr(chain.Chain, "repair", repair)
+    in_pass(monkeypatch, 3, lambda: strike(spread, 0))
+    assert texts(spread) == texts(one)
+    assert chain.Chain.repair is real
+
+
+@pytest.mark.parametrize("options", [{"draft_model": "prompt-lookup"}, {"num_samples": 2}])
+def test_all_kinds_of_texts_go_on(
+    one: Bloom, spread: Bloom, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"temperature": 0.8, "seed": 1, **options}
+    expected = texts(one, **options)
+    in_pass(monkeypatch, 3, lambda: strike(spread, -1))
+    assert texts(spread, **options) == expected
+
+
+def test_beams_go_on(one: Bloom, spread: Bloom, monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(model: Bloom) -> list[int]:
+        search = model.beam_search(PROMPTS[0], num_beams=3, max_new_tokens=NEW)
+        return [token.id for token in search]
+
+    expected = found(one)
+    in_pass(monkeypatch, 3, lambda: strike(spread, 0))
+    assert found(spread) == expected
+
+
+def test_a_score_is_computed_again(
+    one: Bloom, spread: Bloom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_pass(monkeypatch, 1, lambda: strike(spread, -1))
+    assert spread.score(PROMPTS[0]).tobytes() == one.score(PROMPTS[0]).tobytes()
+
+
+def test_rebuilding_takes_no_larger_passes_than_the_run(
+    spread: Bloom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no room for them."""
+    largest = []
+    real = ClusterModel._submit
+
+    def submit(self: ClusterModel, ids: Any, leg: Any, caches: Any) -> Any:
+        largest.append(len(ids))
+        return real(self, ids, leg, caches)
+
+    monkeypatch.setattr(ClusterModel, "_submit", submit)
+    generation = spread.generate(PROMPTS[1][:2], max_new_tokens=NEW)
+    for _ in range(NEW - 1):
+        next(generation)
+    strike(spread, 0)
+    next(generation)
+    assert max(largest) == 2
+    assert largest[-4:] == [2, 2, 2, 1] or largest[-5:] == [2, 2, 2, 1, 1]
+
+
+def test_a_worker_hangs(one: Bloom, spread: Bloom) -> None:
+    generation = spread.generate(PROMPTS[0], max_new_tokens=NEW)
+    next(generation)
+    strike(spread, 0, signal.SIGSTOP)
+    list(generation)
+    assert generation.token_ids == [token for token, _ in generated(one, PROMPTS[0])]
+
+
+def test_a_text_of_a_file_says_how_to_go_on(one: Bloom, spread: Bloom, tmp_path: Path) -> None:
+    """Keys and values that came from it cannot be computed again, but it is whole."""
+    file = tmp_path / "kept"
+    generation = spread.generate(PROMPTS[0], max_new_tokens=NEW, prompt_cache=file)
+    next(generation)
+    del generation
+    resumed = spread.resume(file)
+    next(resumed), next(resumed)
+    strike(spread, 0)
+    with pytest.raises(NumpyBloomError, match="--resume"):
+        list(resumed)
+    del resumed
+    again = [token.id for token in spread.resume(file)]
+    assert again == [token for token, _ in generated(one, PROMPTS[0])]
+
+
+def test_who_comes_and_goes(folder: Path, one: Bloom, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that joins is used by the next request. With no worker left there is one error."""
+    expected = [token for token, _ in generated(one, PROMPTS[0])]
+    monkeypatch.setattr(chain, "MOST_SECONDS", 0.1)
+    with (
+        distributed.LocalCluster(
+            n_workers=1, threads_per_worker=1, processes=False, dashboard_address=":0"
+        ) as cluster,
+        distributed.Client(cluster) as client,
+        opened(folder, client) as model,
+    ):
+        assert len(holders(model)) == 1
+        cluster.scale(2)
+        client.wait_for_workers(2, timeout=30)
+        generation = model.generate(PROMPTS[0], max_new_tokens=NEW)
+        assert len(holders(model)) == 2
+        next(generation)
+        cluster.scale(3)  # not before the next request
+        client.wait_for_workers(3, timeout=30)
+        list(generation)
+        assert generation.token_ids == expected
+        assert len(holders(model)) == 2
+        generation = model.generate(PROMPTS[0], max_new_tokens=NEW)
+        next(generation)
+        assert len(holders(model)) == 3
+        client.retire_workers()
+        with pytest.raises(NumpyBloomError, match=r"^the cluster has no worker; start one"):
+            next(generation)
+
+
+@pytest.mark.parametrize("kill", [os.killpg, os.kill])
+def test_an_interrupted_command_leaves_no_process(kill: Callable[[int, int], None]) -> None:
+    """Ctrl-C goes to all processes of a terminal; `kill -INT` to one."""
+    command = [sys.executable, "-m", "numpy_bloom.generate", "x", "--show-tokens"]
+    command += ["--max-new-tokens", "100000", "--cluster", "local:2"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("Token 1 ")
+    kill(process.pid, signal.SIGINT)
+    _, told = process.communicate(timeout=40)
+    assert told.endswith("generate: interrupted\n")
+    assert process.returncode == 130
+    for handle in _of_session(process.pid):
+        assert select.select([handle], [], [], 10)[0], "it does not end"
+        os.close(handle)
+
+
+def _of_session(session: int) -> list[int]:
+    """Handles, of which one can be waited for, on the processes that are left of a session."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[3]) == session and fields[0] != "Z":
+                found.append(os.pidfd_open(int(stat.parent.name)))
+        except OSError:  # it ended meanwhile
+            continue
+    return found

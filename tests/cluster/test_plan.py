@@ -1,0 +1,137 @@
+"""Who gets which blocks, and what is said of it; machines that have some of the files only."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from clusters import PROMPTS, holders, opened
+
+import numpy_bloom
+from numpy_bloom.cluster.plan import Part, Sizes, Worker, deal, expected_seconds, redeal, told
+from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.weights.folder import EMBEDDINGS, FINAL_LAYERNORM, block_file
+
+BLOCKS = 12
+SIZES = Sizes([100] * BLOCKS, 300, [FINAL_LAYERNORM, EMBEDDINGS])
+
+
+def worker(name: str, memory: int, blocks: range | None = None, ends: str = "both") -> Worker:
+    names = {block_file(i) for i in (range(BLOCKS) if blocks is None else blocks)}
+    names |= {EMBEDDINGS} if ends in ("both", "first") else set()
+    names |= {EMBEDDINGS, FINAL_LAYERNORM} if ends in ("both", "last") else set()
+    return Worker(name, memory, 1, frozenset(names))
+
+
+def dealt(*workers: Worker) -> list[tuple[str, int, int, bool, bool]]:
+    parts = deal(workers, SIZES, "MODEL")
+    assert sum(part.nbytes for part in parts) == 1500
+    assert [i for part in parts for i in part.blocks] == list(range(BLOCKS))
+    return [
+        (part.worker.address, part.blocks.start, part.blocks.stop, part.embeds, part.unembeds)
+        for part in parts
+    ]
+
+
+def test_ranges_are_in_proportion_to_memory() -> None:
+    assert dealt(worker("a", 10)) == [("a", 0, 12, True, True)]
+    # 500 bytes each, of which the head takes 300.
+    assert dealt(worker("a", 9), worker("b", 9), worker("c", 9)) == [
+        ("b", 0, 5, True, False),
+        ("c", 5, 10, False, False),
+        ("a", 10, 12, False, True),
+    ]
+    # Who has most memory has the head; who has none to speak of gets nothing.
+    assert dealt(worker("a", 200), worker("b", 400), worker("c", 4)) == [
+        ("a", 0, 5, True, False),
+        ("b", 5, 12, False, True),
+    ]
+
+
+def test_more_workers_than_blocks() -> None:
+    parts = deal([worker(f"{i:02d}", 1) for i in range(40)], SIZES, "MODEL")
+    assert [len(part.blocks) for part in parts] == [1] * BLOCKS + [0]
+    assert parts[-1].unembeds
+
+
+def test_copies_of_some_blocks() -> None:
+    first, second = worker("z", 1, range(7), "first"), worker("a", 9, range(7, 12), "last")
+    assert dealt(second, first) == [("z", 0, 7, True, False), ("a", 7, 12, False, True)]
+    # Two machines with the same part share it; who has all fills the gap.
+    twice = worker("y", 1, range(7), "first")
+    assert dealt(first, twice, second)[-1] == ("a", 7, 12, False, True)
+    gap = worker("g", 5)
+    assert dealt(worker("z", 5, range(3), "first"), worker("a", 9, range(6, 12), "last"), gap) == [
+        ("z", 0, 3, True, False),
+        ("g", 3, 6, False, False),
+        ("a", 6, 12, False, True),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("workers", "error"),
+    [
+        ([], "the cluster has no worker"),
+        ([Worker("a", 1, 1, frozenset())], "no worker of the cluster finds MODEL"),
+        ([worker("a", 1, range(11))], "has block_011.safetensors of MODEL, complete"),
+        ([worker("a", 1, ends="first")], f"has {FINAL_LAYERNORM} of MODEL"),
+        (
+            [worker("a", 1, range(8), "last"), worker("b", 1, range(8, 12), "first")],
+            "make up no chain of ranges, one for each worker: block_",
+        ),
+    ],
+)
+def test_what_is_lacking_is_told(workers: list[Worker], error: str) -> None:
+    with pytest.raises(NumpyBloomError, match=error) as told_of:
+        deal(workers, SIZES, "MODEL")
+    assert "\n" not in str(told_of.value)
+
+
+def test_a_lost_part_goes_to_who_has_none() -> None:
+    a, b, c, spare = worker("a", 500), worker("b", 500), worker("c", 500), worker("s", 100)
+    parts = deal([a, b, c], SIZES, "MODEL")
+    again = redeal(parts, [0], [a, c, spare], SIZES)
+    assert [part.worker for part in again] == [spare, c, a]
+    assert [part.memory for part in again] == [100, 500, 500]
+    # Else to who has most memory left; it is shared out by bytes.
+    again = redeal(parts, [0, 1], [a, spare], SIZES)
+    assert [part.worker for part in again] == [spare, a, a]
+    assert [part.memory for part in again] == [100, 250, 250]
+    assert sum(part.nbytes for part in again) == 1500
+
+
+def test_a_lost_part_that_no_other_has() -> None:
+    first, second = worker("a", 1, range(7), "first"), worker("b", 9, range(7, 12), "last")
+    parts = deal([first, second], SIZES, "MODEL")
+    with pytest.raises(NumpyBloomError, match="no other one has the files of block 0-6"):
+        redeal(parts, [0], [second], SIZES)
+
+
+def test_what_is_expected() -> None:
+    """Bytes by rate: from memory what fits, the rest from disk; and a pass without any."""
+    fast = Worker("fast", 1000, 1, frozenset(), rate=1000, disk_rate=100)
+    slow = Worker("slow", 200, 1, frozenset(), rate=500, disk_rate=50)
+    parts = [
+        Part(fast, range(5), True, False, 500, 1000),
+        Part(slow, range(5, 12), False, True, 1000, 200),
+    ]
+    assert expected_seconds(parts, 0.25) == 0.25 + 500 / 1000 + 200 / 500 + 800 / 50
+    text = told(parts, 0.25)
+    assert text.count("\n") == 2
+    assert "block 0-4 on fast: 5e-07 GB" in text
+    assert "block 5-11 and head on slow: 1e-06 GB, memory 2e-07 GB, 16 s, 8e-07 GB read" in text
+
+
+def test_a_share_is_streamed(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Where memory does not suffice, weights are read in every pass: the same bits."""
+    with numpy_bloom.load(folder) as one, opened(folder, "local:2", memory=700_000) as spread:
+        expected = one(PROMPTS[0])
+        assert np.array_equal(spread(PROMPTS[0]), expected)
+        assert 0 <= spread.model.bytes_pinned < spread.model.weight_bytes
+        before = spread.model.bytes_read
+        assert spread.score(PROMPTS[0]).tobytes() == one.score(PROMPTS[0]).tobytes()
+        missing = spread.model.weight_bytes - spread.model.bytes_pinned
+        assert spread.model.bytes_read - before >= missing
+        with pytest.raises(NumpyBloomError, match="this run needs at least"):
+            spread.generate(PROMPTS[0], max_new_tokens=10**6)
+        assert len(holders(spread)) == 2
+    assert "workers, about" in capfd.readouterr().err
