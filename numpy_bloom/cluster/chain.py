@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from distributed import Client, Future, wait
 
-from numpy_bloom.cluster.plan import Part, Sizes, Worker, deal, redeal, told
+from numpy_bloom.cluster.plan import Part, Sizes, Worker, deal, expected_seconds, redeal, told
 from numpy_bloom.cluster.share import Share, Travelling, call
 from numpy_bloom.cluster.survey import survey
 from numpy_bloom.errors import NumpyBloomError
@@ -44,6 +44,7 @@ class Chain:
     Attributes:
         parts: in the order of a pass.
         names: by which tasks find the shares that hold them.
+        expected_seconds: of a pass of one token, as the plan has it.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Chain:
         self._actors: list[Future[Any]] = []
         self.parts: list[Part] = []
         self.names: list[str] = []
+        self.expected_seconds = 0.0
 
     # --- which worker holds what ------------------------------------------------------------------
 
@@ -82,7 +84,9 @@ class Chain:
             try:
                 self._survey()
                 self.parts = deal(list(self._workers.values()), self._sizes, self._folder)
-                self._tell(told(self.parts, self._empty_pass()))
+                empty = self._empty_pass()
+                self.expected_seconds = expected_seconds(self.parts, empty)
+                self._tell(told(self.parts, empty))
                 self.names = [_new_name() for _ in self.parts]
                 self._actors = [self._start(place) for place in range(len(self.parts))]
                 self.results(self._actors)

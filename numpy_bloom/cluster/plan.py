@@ -1,5 +1,6 @@
 """Which worker holds which blocks: pure functions of what the workers have to offer."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +18,8 @@ class Worker:
         memory: bytes that weights and runs may take.
         threads: how many compute.
         files: of the model, that are there and as large as they should be.
-        rate: bytes of weights per second that a pass of one token goes through, from memory.
+        rate: bytes of weights per second that a pass of one token goes through, from memory; inf
+            where it was not measured.
         disk_rate: bytes per second that it reads from disk.
     """
 
@@ -25,8 +27,8 @@ class Worker:
     memory: int
     threads: int
     files: frozenset[str]
-    rate: float = 1.0
-    disk_rate: float = 1.0
+    rate: float = math.inf
+    disk_rate: float = math.inf
 
 
 @dataclass(frozen=True)

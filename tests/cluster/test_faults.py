@@ -190,7 +190,7 @@ def test_who_comes_and_goes(folder: Path, one: Bloom, monkeypatch: pytest.Monkey
         generation = model.generate(PROMPTS[0], max_new_tokens=NEW)
         next(generation)
         assert len(holders(model)) == 3
-        client.retire_workers()
+        cluster.scale(0)
         with pytest.raises(NumpyBloomError, match=r"^the cluster has no worker; start one"):
             next(generation)
 

@@ -1,15 +1,26 @@
 """Who gets which blocks, and what is said of it; machines that have some of the files only."""
 
+import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from clusters import PROMPTS, holders, opened
+from clusters import PROMPTS, distributed, holders, opened
+from commands import Command, check_failure
+from dials import in_many_pieces
 
 import numpy_bloom
+from conversion import split as split_command
+from conversion.split import split
+from numpy_bloom import evaluate, generate
+from numpy_bloom.cluster import open as open_cluster
+from numpy_bloom.cluster import share
 from numpy_bloom.cluster.plan import Part, Sizes, Worker, deal, expected_seconds, redeal, told
 from numpy_bloom.errors import NumpyBloomError
-from numpy_bloom.weights.folder import EMBEDDINGS, FINAL_LAYERNORM, block_file
+from numpy_bloom.model.model import Model
+from numpy_bloom.weights.folder import EMBEDDINGS, FINAL_LAYERNORM, MANIFEST, block_file
 
 BLOCKS = 12
 SIZES = Sizes([100] * BLOCKS, 300, [FINAL_LAYERNORM, EMBEDDINGS])
@@ -62,8 +73,8 @@ def test_copies_of_some_blocks() -> None:
     gap = worker("g", 5)
     assert dealt(worker("z", 5, range(3), "first"), worker("a", 9, range(6, 12), "last"), gap) == [
         ("z", 0, 3, True, False),
-        ("g", 3, 6, False, False),
-        ("a", 6, 12, False, True),
+        ("g", 3, 7, False, False),
+        ("a", 7, 12, False, True),
     ]
 
 
@@ -121,17 +132,115 @@ def test_what_is_expected() -> None:
     assert "block 5-11 and head on slow: 1e-06 GB, memory 2e-07 GB, 16 s, 8e-07 GB read" in text
 
 
-def test_a_share_is_streamed(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_share_is_streamed(
+    folder: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """Where memory does not suffice, weights are read in every pass: the same bits."""
-    with numpy_bloom.load(folder) as one, opened(folder, "local:2", memory=700_000) as spread:
-        expected = one(PROMPTS[0])
-        assert np.array_equal(spread(PROMPTS[0]), expected)
-        assert 0 <= spread.model.bytes_pinned < spread.model.weight_bytes
-        before = spread.model.bytes_read
-        assert spread.score(PROMPTS[0]).tobytes() == one.score(PROMPTS[0]).tobytes()
-        missing = spread.model.weight_bytes - spread.model.bytes_pinned
-        assert spread.model.bytes_read - before >= missing
-        with pytest.raises(NumpyBloomError, match="this run needs at least"):
-            spread.generate(PROMPTS[0], max_new_tokens=10**6)
-        assert len(holders(spread)) == 2
-    assert "workers, about" in capfd.readouterr().err
+    in_many_pieces(monkeypatch)
+    with numpy_bloom.load(folder) as one:
+        expected, scores = one(PROMPTS[0]), one.score(PROMPTS[0])
+    with distributed.Client(cluster) as client:
+        client.run(lambda: in_many_pieces(pytest.MonkeyPatch()))
+        with opened(folder, client) as spread:
+            spread(PROMPTS[0])
+            told_of = client.run(lambda: [needed(one._model) for one in share._here.values()])
+            weights = spread.model.weight_bytes
+        whole, nbytes, least = max(one for (one,) in told_of.values())
+        memory = whole - (nbytes - least) // 2
+        with opened(folder, client, memory=memory) as spread:
+            assert np.array_equal(spread(PROMPTS[0]), expected)
+            streamed = weights - spread.model.bytes_pinned
+            assert 0 < streamed < weights
+            before = spread.model.bytes_read
+            assert np.array_equal(spread.score(PROMPTS[0]), scores)
+            assert spread.model.bytes_read - before >= streamed
+            with pytest.raises(NumpyBloomError, match="this run needs at least"):
+                spread.generate(PROMPTS[0], max_new_tokens=10**6)
+    assert "on 2 workers, about" in capfd.readouterr().err
+
+
+def needed(model: Model) -> tuple[int, int, int]:
+    """All that its run would take; its weights, and what they would take at least."""
+    return model.memory_for_all, model.weight_bytes, model._least_weights(resident=False)
+
+
+def test_machines_that_have_a_part_each(
+    folder: Path, cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each worker finds its part, and the client only small files, under the same path."""
+    model = tmp_path / "model"
+    shutil.copytree(folder, model)
+    dealt = split(model, 2)
+    assert [str(part) for _, part in dealt] == ["block 0-3", "block 4-5 and head"]
+    small = tmp_path / "small"
+    small.mkdir()
+    for file in model.glob("*.json"):
+        shutil.copy(file, small)
+    with numpy_bloom.load(folder) as one, distributed.Client(cluster) as client:
+        homes = dict(zip(client.nthreads(), [path for path, _ in dealt], strict=True))
+        here = Path("/proc/self/cwd/blocks")  # in each process another place
+        for address, path in homes.items():
+            (tmp_path / address[-5:]).mkdir()
+            path.rename(tmp_path / address[-5:] / "blocks")
+            client.run(os.chdir, tmp_path / address[-5:], workers=[address])
+        (tmp_path / "client").mkdir()
+        small.rename(tmp_path / "client/blocks")
+        monkeypatch.chdir(tmp_path / "client")
+        shutil.rmtree(model)
+        with opened(here, client) as spread:
+            assert np.array_equal(spread(PROMPTS[0]), one(PROMPTS[0]))
+            assert holders(spread) == list(homes)
+        (tmp_path / address[-5:] / "blocks" / FINAL_LAYERNORM).unlink()
+        with (
+            pytest.raises(NumpyBloomError, match=f"no worker .* has {FINAL_LAYERNORM} of {here}"),
+            opened(here, client),
+        ):
+            pass
+
+
+def test_split_refuses(folder: Path, tmp_path: Path, command: Command) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(folder, model)
+    result = command(split_command, model, "--parts", 9)
+    check_failure(result, "split", "parts is 9; expected a value in [1, 7]", 2)
+    result = command(split_command, model, "--parts", 2)
+    assert (result.code, result.err) == (0, "")
+    assert result.out.startswith(f"{model}.1-of-2: block 0-3, ")
+    for name in (block_file(0), "config.json", MANIFEST):
+        assert (tmp_path / "model.1-of-2" / name).samefile(model / name)
+    assert not (tmp_path / "model.2-of-2" / block_file(0)).exists()
+    result = command(split_command, model, "--parts", 2)
+    check_failure(result, "split", "model.1-of-2 is there already; remove it first")
+    (model / block_file(3)).unlink()
+    result = command(split_command, model, "--parts", 3)
+    check_failure(result, "split", "has block_003.safetensors of")
+
+
+def test_commands(command: Command, tmp_path: Path) -> None:
+    """They say the same with a cluster as without, and tell the plan."""
+    text = tmp_path / "text"
+    text.write_text("Todos los seres humanos nacen libres e iguales en dignidad y derechos.")
+    options = ["Todos los seres humanos nacen", "--max-new-tokens", 5]
+    runs = [(generate, options), (evaluate, [text, "--window", 8])]
+    for module, arguments in runs:
+        alone, spread = (
+            command(module, *arguments, *cluster) for cluster in ([], ["--cluster", "local:1"])
+        )
+        assert (spread.code, spread.out) == (0, alone.out)
+        assert "GB of weights on 1 worker, about " in spread.err
+
+
+@pytest.mark.parametrize(
+    ("address", "told_of", "code"),
+    [
+        ("local:0", "cluster is 'local:0'; expected the address of a scheduler", 2),
+        ("tcp://127.0.0.1:1", "no scheduler answers at tcp://127.0.0.1:1", 1),
+        ("tcp:nonsense", "cluster is 'tcp:nonsense'; expected", 2),
+    ],
+)
+def test_no_cluster(
+    command: Command, address: str, told_of: str, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(open_cluster, "CONNECT_SECONDS", 0.2)
+    result = command(generate, "x", "--cluster", address)
+    check_failure(result, "generate", told_of, code)
