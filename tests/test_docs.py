@@ -24,13 +24,27 @@ NOT_RUN = {
     ),
     ". .venv/bin/activate": "the tests run in an environment already",
     "git clone <this repository> && cd numpy-bloom": "needs a repository's address",
-    "python3 -m venv .venv && .venv/bin/pip install -e '.[test,reference,browser,dev]'": (
+    "python3 -m venv .venv && .venv/bin/pip install -e '.[test,reference,browser,dev,cluster]'": (
         "downloads torch; .ci/run installs the same"
     ),
     ".venv/bin/python -m pytest": "runs these tests",
     ".venv/bin/python -m pytest --thorough": ".ci/run runs what it adds",
     ".venv/bin/python -m pytest tests/fuzz": ".ci/run runs it",
     ".venv/bin/python -m pytest tests/fuzz --hypothesis-profile long": "takes minutes",
+    "pip install 'numpy-bloom[cluster]'": "the tests run in an environment already",
+    'python -m numpy_bloom.generate "Todos los seres humanos nacen" --cluster local:3': (
+        "needs the extra; tests/cluster runs such commands"
+    ),
+    "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL=10s dask scheduler --port 8786": "does not end",
+    "export DASK_DISTRIBUTED__WORKER__MEMORY__TARGET=False "
+    "DASK_DISTRIBUTED__WORKER__MEMORY__SPILL=False "
+    "DASK_DISTRIBUTED__WORKER__MEMORY__PAUSE=False": "of a shell",
+    "dask worker tcp://first:8786 --nworkers 1 --nthreads 8 --memory-limit 60GB": "does not end",
+    'python -m numpy_bloom.generate "Once upon a time" --model /models/bloom-176b '
+    "--cluster tcp://first:8786": "needs machines",
+    "python -m numpy_bloom.evaluate TEXTFILE --model /models/bloom-176b --cluster "
+    "tcp://first:8786": "needs machines",
+    "python -m conversion.split /models/bloom-176b --parts 3": "needs such a model; see tests/cluster",
     ".venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy": (
         ".ci/run runs it"
     ),

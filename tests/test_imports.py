@@ -25,3 +25,46 @@ def test_import_asks_for_nothing_that_is_slow_or_optional() -> None:
     assert set(asked).isdisjoint(
         {"matplotlib", "torch", "transformers", "huggingface_hub", "tqdm", "argparse", "conversion"}
     )
+
+
+WITHOUT_CLUSTER = (
+    LOOK_ON
+    + """
+with numpy_bloom.load() as model:
+    assert len(list(model.generate([1, 2, 3], max_new_tokens=2))) == 2
+    model.score([1, 2, 3])
+import numpy_bloom.evaluate, numpy_bloom.generate, conversion.split
+print(*Onlooker.asked)
+"""
+)
+
+NOT_INSTALLED = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("dask", "distributed"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+from numpy_bloom.command import run_command
+from numpy_bloom.generate import main
+sys.argv[1:] = ["x", "--cluster", "local:1"]
+sys.exit(run_command(main, "generate"))
+"""
+
+
+def test_nothing_of_dask_is_asked_for_without_a_cluster() -> None:
+    asked = subprocess.check_output([sys.executable, "-c", WITHOUT_CLUSTER], text=True).split()
+    assert {"numpy_bloom", "conversion"} <= set(asked)
+    assert set(asked).isdisjoint({"dask", "distributed", "tornado", "cloudpickle"})
+
+
+def test_a_cluster_without_dask_is_told_in_one_line() -> None:
+    command = [sys.executable, "-c", NOT_INSTALLED]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr == (
+        "generate: error: a cluster needs dask, which is not installed: "
+        "pip install 'numpy-bloom[cluster]'\n"
+    )
