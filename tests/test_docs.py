@@ -44,7 +44,7 @@ NOT_RUN = {
     "--cluster tcp://first:8786": "needs machines",
     "python -m numpy_bloom.evaluate TEXTFILE --model /models/bloom-176b --cluster "
     "tcp://first:8786": "needs machines",
-    "python -m conversion.split /models/bloom-176b --parts 3": "needs such a model; see tests/cluster",
+    "python -m conversion.split /models/bloom-176b --parts 3": "needs such a model",
     ".venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy": (
         ".ci/run runs it"
     ),

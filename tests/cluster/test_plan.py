@@ -152,8 +152,9 @@ def test_a_share_is_streamed(
             streamed = weights - spread.model.bytes_pinned
             assert 0 < streamed < weights
             before = spread.model.bytes_read
-            assert np.array_equal(spread.score(PROMPTS[0]), scores)
+            assert np.array_equal(spread(PROMPTS[0]), expected)
             assert spread.model.bytes_read - before >= streamed
+            assert np.array_equal(spread.score(PROMPTS[0]), scores)
             with pytest.raises(NumpyBloomError, match="this run needs at least"):
                 spread.generate(PROMPTS[0], max_new_tokens=10**6)
     assert "on 2 workers, about" in capfd.readouterr().err
