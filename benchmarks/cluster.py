@@ -162,14 +162,16 @@ def kill(model: Bloom, chance: random.Random) -> None:
 
 
 def children() -> set[int]:
-    """Processes that stem from this one, but for those that have ended."""
+    """Processes that stem from this one, but for those that have ended, and for the tracker of
+    `multiprocessing`, which ends with the interpreter."""
     parents = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+            tracker = b"resource_tracker" in stat.with_name("cmdline").read_bytes()
         except OSError:
             continue
-        if state != "Z":
+        if state != "Z" and not tracker:
             parents[int(stat.parent.name)] = int(parent)
     found, new = set[int](), {os.getpid()}
     while new:

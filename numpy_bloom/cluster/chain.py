@@ -4,11 +4,12 @@ import asyncio
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from distributed import Client, Future, wait
+from distributed import Client, Future
 
 from numpy_bloom.cluster.plan import Part, Sizes, Worker, deal, expected_seconds, redeal, told
 from numpy_bloom.cluster.share import Share, Travelling, call
@@ -258,24 +259,29 @@ class Chain:
         def are_lost() -> bool:
             return not needed <= self._addresses() or not all(map(_is_there, actors))
 
-        while True:
-            try:
-                with self._client.as_current():
-                    wait(futures, timeout=LOOK_SECONDS)
-                results: list[Any] = self._client.gather(list(futures))
-                return results
-            except NumpyBloomError:
-                raise
-            except (TimeoutError, asyncio.TimeoutError):
+        # With a result that is lost on its way, after its task is done, `gather` alone would wait
+        # for ever: its task is tied to a worker that is not there.
+        gathering = asyncio.run_coroutine_threadsafe(
+            self._client.gather(list(futures), asynchronous=True), self._client.loop.asyncio_loop
+        )
+        try:
+            while not wait([gathering], timeout=LOOK_SECONDS).done:
                 if are_lost():
-                    raise LostError from None
-            except (Exception, asyncio.CancelledError) as error:
-                end = time.monotonic() + MOST_SECONDS
-                while not are_lost():  # the scheduler may say so a little later
-                    if not _may_be_lost(error) or time.monotonic() > end:
-                        raise
-                    time.sleep(LOOK_SECONDS / 10)
-                raise LostError from error
+                    raise LostError
+            results: list[Any] = gathering.result()
+            return results
+        except (NumpyBloomError, LostError):
+            raise
+        except (Exception, asyncio.CancelledError) as error:
+            end = time.monotonic() + MOST_SECONDS
+            while not are_lost():  # the scheduler may say so a little later
+                if not _may_be_lost(error) or time.monotonic() > end:
+                    raise
+                time.sleep(LOOK_SECONDS / 10)
+            raise LostError from error
+        finally:
+            if not gathering.done():  # of what is lost, or interrupted
+                self._client.cancel(list(futures))
 
     def _lost(self) -> list[int]:
         """Places of parts that nobody holds any more."""

@@ -41,8 +41,8 @@ def test_scores(both: Both) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.9, "top_p": 0.9, "seed": 3}])
 def test_one_text(both: Both, options: dict) -> None:
-    for prompt in PROMPTS:
-        assert generated(both.spread, prompt, **options) == generated(both.one, prompt, **options)
+    prompt = PROMPTS[0]
+    assert generated(both.spread, prompt, **options) == generated(both.one, prompt, **options)
 
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.9, "seed": 3}])
