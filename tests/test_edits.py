@@ -90,6 +90,22 @@ def test_an_edit_that_returns_something_else_is_told(
         model.trace(IDS, edits={"blocks.0.attn.z": edit})
 
 
+def test_an_edit_that_runs_its_model_is_told(model: Bloom) -> None:
+    """It would wait for the pass that it is within. Afterwards the model goes on."""
+
+    def asks(use: Any) -> Any:
+        def edit(z: Any) -> Any:
+            use()
+            return z
+
+        return edit
+
+    for use in (lambda: model(IDS), lambda: next(model.generate(IDS)), lambda: model.trace(IDS)):
+        with pytest.raises(NumpyBloomError, match="uses the model that makes it; load another"):
+            model.trace(IDS, edits={"blocks.0.attn.z": asks(use)})
+    assert len(model(IDS)) == len(IDS)
+
+
 def test_an_edit_of_no_stage_is_refused(model: Bloom) -> None:
     for edits in ({"blocks.0.hook_z": unchanged}, {"blocks.*.attn.z": unchanged}):
         with pytest.raises(NumpyBloomError, match=r"no stage is called|is a pattern"):

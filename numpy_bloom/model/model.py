@@ -164,7 +164,7 @@ class Model(Room):
         """Within it the weights can be multiplied by, by one caller at a time."""
         # What damaged weights bring about is seen in the logits, not in warnings on the way.
         with (
-            self._one_at_a_time,
+            self.alone(),
             self.store.computing(),
             np.errstate(invalid="ignore", over="ignore"),
         ):

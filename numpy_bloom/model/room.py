@@ -3,7 +3,8 @@
 import math
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 from numpy_bloom.errors import NumpyBloomError
@@ -57,6 +58,7 @@ class Room:
             weakref.WeakKeyDictionary()
         )
         self._one_at_a_time = threading.Lock()
+        self._holder = 0  # the thread that has it; an interruption may leave that here
 
     @property
     def weight_bytes(self) -> int:
@@ -77,6 +79,24 @@ class Room:
     def resident_bytes(self) -> int:
         """What the runs that are not over need, with all weights in memory; without drafts."""
         return self._held_bytes(0, 0) + self.stream.nbytes
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Within it no other caller is, of any thread.
+
+        Raises:
+            NumpyBloomError: this thread is within it already: it would wait for itself.
+        """
+        if self._one_at_a_time.locked() and self._holder == threading.get_ident():
+            raise NumpyBloomError(
+                "an edit or onlooker of a pass uses the model that makes it; load another one"
+            )
+        with self._one_at_a_time:
+            self._holder = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._holder = 0
 
     def prepare(
         self,
@@ -104,7 +124,7 @@ class Room:
         """
         longest = max(longest, *cache_tokens)
         working = self.working_bytes(pass_tokens, longest, logit_rows=logit_rows)
-        with self._one_at_a_time:
+        with self.alone():
             self._make_room(sum(cache_tokens), working, draft)
             caches = [KVCache(self.config, tokens, self.blocks) for tokens in cache_tokens]
             self._runs.update(dict.fromkeys(caches, (working, draft)))
@@ -136,7 +156,7 @@ class Room:
         working = beside + self.working_bytes(
             sum(lengths), max(lengths), logit_rows=logit_rows, target_rows=target_rows
         )
-        with self._one_at_a_time:
+        with self.alone():
             self._make_room(0, working)
             caches = [OnePassCache() for _ in lengths]
             self._runs.update(dict.fromkeys(caches, (working, None)))
@@ -221,7 +241,7 @@ class Room:
         Raises:
             NumpyBloomError: less than the runs that are not over need.
         """
-        with self._one_at_a_time:
+        with self.alone():
             self.memory = memory
             if self._runs:
                 self._make_room(0, 0)
