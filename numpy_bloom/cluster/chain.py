@@ -3,10 +3,13 @@
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import wait
+from contextlib import suppress
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 from distributed import Client, Future
@@ -138,28 +141,24 @@ class Chain:
         if not addresses:
             raise NumpyBloomError("the cluster has no worker; start one: dask worker SCHEDULER")
         self._workers = {name: one for name, one in self._workers.items() if name in addresses}
-        asked = {
-            address: self._client.submit(
-                survey,
-                self._folder,
-                self._config,
-                self._files,
-                *self._limits,
-                workers=[address],
-                key=f"survey-{uuid.uuid4().hex}",
-                pure=False,
-            )
-            for address in sorted(addresses - self._workers.keys())
-        }
-        for address, future in asked.items():
-            try:
-                (self._workers[address],) = self._wait([future], {address})
-            except LostError:  # it was there a moment ago
-                continue
-            except ImportError as error:
-                raise NumpyBloomError(
-                    f"worker {address} cannot run numpy-bloom: {error}; install it there"
-                ) from error
+        for together in _one_of_each_machine(addresses - self._workers.keys()):
+            asked = {address: self._ask(address) for address in together}
+            for address, future in asked.items():
+                with suppress(LostError):  # it was there a moment ago
+                    (self._workers[address],) = self._wait([future], {address})
+
+    def _ask(self, address: str) -> Future[Any]:
+        """What a worker has to offer."""
+        return self._client.submit(
+            survey,
+            self._folder,
+            self._config,
+            self._files,
+            *self._limits,
+            workers=[address],
+            key=f"survey-{uuid.uuid4().hex}",
+            pure=False,
+        )
 
     def _addresses(self) -> set[str]:
         """Of all workers that are there.
@@ -261,8 +260,9 @@ class Chain:
 
         # With a result that is lost on its way, after its task is done, `gather` alone would wait
         # for ever: its task is tied to a worker that is not there.
+        loop: Any = self._client.loop
         gathering = asyncio.run_coroutine_threadsafe(
-            self._client.gather(list(futures), asynchronous=True), self._client.loop.asyncio_loop
+            self._client.gather(list(futures), asynchronous=True), loop.asyncio_loop
         )
         try:
             while not wait([gathering], timeout=LOOK_SECONDS).done:
@@ -272,6 +272,10 @@ class Chain:
             return results
         except (NumpyBloomError, LostError):
             raise
+        except ImportError as error:
+            raise NumpyBloomError(
+                f"a worker of the cluster cannot run numpy-bloom: {error}; install it there"
+            ) from error
         except (Exception, asyncio.CancelledError) as error:
             end = time.monotonic() + MOST_SECONDS
             while not are_lost():  # the scheduler may say so a little later
@@ -292,6 +296,15 @@ class Chain:
             for place, (part, actor) in enumerate(held)
             if part.worker.address not in addresses or not _is_there(actor)
         ]
+
+
+def _one_of_each_machine(addresses: set[str]) -> Iterator[list[str]]:
+    """Groups of workers that do not get in each other's way when they measure what they can do."""
+    machines: dict[str | None, list[str]] = {}
+    for address in sorted(addresses):
+        machines.setdefault(urlsplit(address).hostname, []).append(address)
+    for group in zip_longest(*machines.values()):
+        yield [address for address in group if address is not None]
 
 
 def _new_name() -> str:

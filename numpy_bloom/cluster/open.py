@@ -26,6 +26,8 @@ CONNECT_SECONDS = 20
 LOCAL_SETTINGS = {
     # A worker that hangs is given up after so long (Dask: 5 minutes).
     "distributed.scheduler.worker-ttl": "5s",
+    # Dask lets go of a worker that it lost, if by then the new one in its place is lost as well.
+    "distributed.deploy.lost-worker-timeout": "1 day",
     # The weights are no results that could be written to disk meanwhile.
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
@@ -96,13 +98,13 @@ def _client(cluster: Any, ours: ExitStack) -> Client:
 def _local(workers: int, ours: ExitStack) -> LocalCluster:
     """So many processes on this machine, with what is free of it."""
     memory = default_memory() // workers
-    with dask.config.set(LOCAL_SETTINGS):
-        return ours.enter_context(
-            LocalCluster(
-                n_workers=workers,
-                threads_per_worker=max(1, default_threads() // workers),
-                memory_limit=memory + BESIDE,
-                dashboard_address=":0",  # any port that is free
-                silence_logs=logging.CRITICAL,
-            )
+    ours.enter_context(dask.config.set(LOCAL_SETTINGS))
+    return ours.enter_context(
+        LocalCluster(
+            n_workers=workers,
+            threads_per_worker=max(1, default_threads() // workers),
+            memory_limit=memory + BESIDE,
+            dashboard_address=":0",  # any port that is free
+            silence_logs=logging.CRITICAL,
         )
+    )

@@ -149,6 +149,7 @@ def test_a_share_is_streamed(
         memory = whole - (nbytes - least) // 2
         with opened(folder, client, memory=memory) as spread:
             assert np.array_equal(spread(PROMPTS[0]), expected)
+            assert len(spread.model._groups(3)) == 1  # each would read the weights again
             streamed = weights - spread.model.bytes_pinned
             assert 0 < streamed < weights
             before = spread.model.bytes_read

@@ -49,6 +49,12 @@ def test_one_text(both: Both, options: dict) -> None:
 def test_several_texts(both: Both, options: dict) -> None:
     """They go in groups of other sizes, so the last digits may differ, but no token does."""
     assert texts(both.spread, **options) == texts(both.one, **options)
+    parts = len(holders(both.spread))
+    assert [len(both.spread.model._groups(count)) for count in (1, 3, 9)] == [
+        1,
+        min(3, parts),
+        parts,
+    ]
 
 
 def test_samples(both: Both) -> None:
