@@ -6,8 +6,8 @@ Three network namespaces stand for the hosts. Each has a worker of one thread; t
 the scheduler and the client. What leaves a host goes through a process that holds it to a rate and
 a delay (tun devices, since not every kernel has netem). The model on paper (docs/cluster.md) takes
 the rates of weights and what Dask takes for a task from the same cluster, before the network is
-made slow, and adds delay and bandwidth by arithmetic. Workers measure their rates one after the other,
-for here they share one machine.
+made slow, and adds delay and bandwidth by arithmetic. Workers measure their rates one after the
+other, for here they share one machine.
 """
 
 import argparse

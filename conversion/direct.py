@@ -78,8 +78,8 @@ class DirectWriter:
                 writes.append(self._writer.submit(_write, handle, content))
                 buffer.uses = [writes[-1], self._hasher.submit(checksum.update, content)]
                 size += content.nbytes
-                for write in writes[-BUFFERS - 1 : -BUFFERS]:  # its buffer is this one's
-                    write.result()
+                if len(writes) > BUFFERS:
+                    writes[-BUFFERS - 1].result()  # over by now, as its buffer was free; or failed
         except BaseException:
             wait(writes)
             os.close(handle)

@@ -7,11 +7,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from conversion.durable import sync_folder, told
+from conversion.target import beside, discard
 from numpy_bloom.cluster.plan import Part, Sizes, Worker, deal, needed_files
 from numpy_bloom.command import parser, run_command
 from numpy_bloom.errors import NumpyBloomError, OptionError, check_whole
 from numpy_bloom.model.config import BloomConfig
 from numpy_bloom.weights.folder import read_json, read_manifest
+from numpy_bloom.weights.manifest import ARRAYS_SUFFIX, MANIFEST
 
 
 def main() -> None:
@@ -31,7 +34,7 @@ def main() -> None:
 
 
 def split(target: Path, parts: int) -> list[tuple[Path, Part]]:
-    """Write the folders `TARGET.1-of-N` to `TARGET.N-of-N`. Each is there whole, or not.
+    """Write the folders `TARGET.1-of-N` to `TARGET.N-of-N`. Each has its name when it is complete.
 
     Returns:
         For each folder its path, and the blocks that are in it.
@@ -55,7 +58,7 @@ def split(target: Path, parts: int) -> list[tuple[Path, Part]]:
     for folder in folders:
         if folder.exists():
             raise NumpyBloomError(f"{folder} is there already; remove it first")
-    small = [path.name for path in target.iterdir() if path.suffix != ".safetensors"]
+    small = [MANIFEST, *(name for name in names if not name.endswith(ARRAYS_SUFFIX))]
     for folder, part in zip(folders, tqdm(dealt, desc="splitting", disable=None), strict=True):
         _write(target, [*small, *needed_files(part, sizes)], folder)
     return list(zip(folders, dealt, strict=True))
@@ -63,20 +66,22 @@ def split(target: Path, parts: int) -> list[tuple[Path, Part]]:
 
 def _write(target: Path, names: list[str], folder: Path) -> None:
     """Link or copy files into a new folder."""
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a run that was cut off
-    try:
+    partial = beside(folder, ".partial")
+    discard(partial)  # of a run that was cut off
+    with told(folder):
         partial.mkdir()
-        for name in dict.fromkeys(names):
-            source = (target / name).resolve()  # blocks may be links
-            try:
-                os.link(source, partial / name)
-            except OSError:  # another file system, or one without links
-                shutil.copy2(source, partial / name)
-        partial.rename(folder)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise NumpyBloomError(f"cannot write {folder}: {error.strerror or error}") from error
+        try:
+            for name in dict.fromkeys(names):
+                source = (target / name).resolve()  # blocks may be links
+                try:
+                    os.link(source, partial / name)
+                except OSError:  # another file system, or one without links
+                    shutil.copy2(source, partial / name)
+            partial.rename(folder)
+        except BaseException:
+            discard(partial)
+            raise
+        sync_folder(folder.parent)
 
 
 if __name__ == "__main__":

@@ -38,17 +38,18 @@ def free_bytes(folder: Path) -> int:
 
 
 def name_folder(folder: Path, target: Path, replaced: Path, *, overwrite: bool) -> None:
-    """Give a complete folder its name, of which one that has it is relieved.
+    """Rename a complete folder to `target`.
 
     Args:
-        folder: has the name `target` in the end.
-        target: its name.
-        replaced: what is renamed to, if `target` is there; it is for the caller to discard.
-        overwrite: whether `target` may be there.
+        folder: the complete one.
+        target: its name from now on.
+        replaced: the new name of a folder that is `target` now; the caller is to discard it.
+        overwrite: whether there may be such a folder.
 
     Raises:
-        NumpyBloomError: it may not.
-        OSError: a name cannot be given; all names are as they were.
+        NumpyBloomError: there is one, and there may not be.
+        OSError: renaming fails, and all names are as they were; or, with the new names in place,
+            they cannot be synchronized.
     """
     discard(replaced)  # of a conversion that was cut off
     if target.exists() and not overwrite:

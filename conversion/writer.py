@@ -7,7 +7,7 @@ import os
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import TracebackType
 
@@ -98,10 +98,10 @@ class FolderWriter:
         if kind is not None and self._begun and not self.complete:
             shutil.rmtree(self.folder, ignore_errors=True)
             self._journal.remove()
-        elif kind is not None and not any(self.folder.iterdir()):
+        elif kind is not None and self.folder.exists() and not any(self.folder.iterdir()):
             self.folder.rmdir()
         os.close(self._handle)
-        if kind is not None and self.complete:
+        if kind is not None and self.complete and self.folder.exists():
             self._tell(
                 f"{len(self.complete)} files are complete in {self.folder}; "
                 "the same command goes on from there"
@@ -169,6 +169,7 @@ class FolderWriter:
         path = self.folder / name
         with told(path):
             try:
+                wait(written.writes)  # whatever comes of one: they use the handle
                 for write in written.writes:
                     write.result()
                 give_name(written.handle, path.with_name(name + UNFINISHED), path)
@@ -254,7 +255,7 @@ class FolderWriter:
         discard(self.folder)
 
     def abandon(self) -> None:
-        """Nothing is to go on from what is complete."""
+        """Let no later run go on from the files that are complete."""
         self._journal.files.clear()
 
 

@@ -243,8 +243,10 @@ def _progress(model: Runner, passes: int) -> Iterator[None]:
         desc="evaluating", total=total, unit="B", unit_scale=True, leave=False, disable=None
     ) as bar:
         model.watch(lambda _name, nbytes: bar.update(nbytes))
-        yield
-        model.watch(lambda _name, _nbytes: None)
+        try:
+            yield
+        finally:
+            model.watch(lambda _name, _nbytes: None)
 
 
 def _table(e: Evaluation) -> str:

@@ -51,6 +51,25 @@ def test_a_model_is_replaced_only_when_told(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "source"]
 
 
+@pytest.mark.parametrize("existing", [False, True])
+def test_the_last_failure_of_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: dict[str, bytes], existing: bool
+) -> None:
+    """The folder has its name, which cannot be synchronized: that is told, and it is all there."""
+    source, target = Checkpoint().write(tmp_path / "source"), tmp_path / "model"
+    if existing:
+        convert(source, target, "float16")
+    told: list[str] = []
+    monkeypatch.setattr(os, "fsync", failing(os.fsync, 27, FULL))
+    with pytest.raises(NumpyBloomError, match=rf"cannot write {target}: {FULL.strerror}"):
+        convert(source, target, overwrite=True, tell=told.append)
+    assert len(told) == 1  # the plan: there is nothing to go on with
+    assert snapshot(target) == undisturbed
+    monkeypatch.undo()
+    convert(source, target, overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "source"]
+
+
 def test_a_source_within_its_target_is_never_replaced(tmp_path: Path) -> None:
     target = tmp_path / "model"
     convert(Checkpoint().write(tmp_path / "source"), target)
