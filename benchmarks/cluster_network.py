@@ -6,8 +6,8 @@ Three network namespaces stand for the hosts. Each has a worker of one thread; t
 the scheduler and the client. What leaves a host goes through a process that holds it to a rate and
 a delay (tun devices, since not every kernel has netem). The model on paper (docs/cluster.md) takes
 the rates of weights and what Dask takes for a task from the same cluster, before the network is
-made slow, and adds delay and bandwidth by arithmetic. Workers measure their rates one after the
-other, for here they share one machine.
+made slow, and adds delay and bandwidth by arithmetic. Workers measure their rates one by one,
+for here they share one machine.
 """
 
 import argparse
@@ -24,9 +24,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 from distributed import Client
@@ -41,9 +43,6 @@ NETWORK = "10.77.0."
 PORT = 8786
 MTU = 60_000
 """Large packets, so that a process can carry them."""
-
-DELAYS = 4
-"""Ways between hosts before a task of another host begins: done, start, ask, answer."""
 
 PROMPT_TOKENS, NEW_TOKENS = 16, 24
 TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 1, 0x1000
@@ -166,12 +165,20 @@ def measure(args: argparse.Namespace) -> None:
 
 
 def paper_seconds(args: argparse.Namespace, parts: Any, config: Any, empty: float) -> float:
-    """Weights by rate, an empty pass, and for each range the network's delays and payload."""
-    bandwidth = args.gbit * 1e9 / 8
-    payload = 4 * (config.hidden_size * (len(parts) - 1) + config.vocab_size)
-    away = [part for part in parts if f"{NETWORK}1:" not in part.worker.address]
-    delays = DELAYS * len(away) * args.delay_ms / 1e3
-    return expected_seconds(parts, empty) + delays + payload / bandwidth
+    """Weights by rate, an empty pass, and for each range the network's delays and payload.
+
+    A task on another host is started and says that it is done, one way each; what comes from
+    another host is asked for and sent. Scheduler and client are on the first host.
+    """
+    here = f"{NETWORK}1"
+    hosts = [urlsplit(part.worker.address).hostname for part in parts]
+    ways = sum(2 for host in hosts if host != here)
+    crossings = [a != b for a, b in pairwise([*hosts, here])]
+    ways += 2 * sum(crossings)
+    sizes = [config.hidden_size] * (len(parts) - 1) + [config.vocab_size]
+    payload = sum(4 * size for size, crosses in zip(sizes, crossings, strict=True) if crosses)
+    delays = ways * args.delay_ms / 1e3
+    return expected_seconds(parts, empty) + delays + payload / (args.gbit * 1e9 / 8)
 
 
 def pass_seconds(model: numpy_bloom.Bloom) -> float:
