@@ -118,8 +118,8 @@ def carry(tuns: list[int], delay: float, rate: float) -> None:
 @contextmanager
 def cluster() -> Iterator[None]:
     """A scheduler on the first host and a worker of one thread on each."""
-    names = ("TARGET", "SPILL", "PAUSE")
-    settings = {f"DASK_DISTRIBUTED__WORKER__MEMORY__{name}": "False" for name in names}
+    names = ("MEMORY__TARGET", "MEMORY__SPILL", "MEMORY__PAUSE", "PROFILE__ENABLED")
+    settings = {f"DASK_DISTRIBUTED__WORKER__{name}": "False" for name in names}
     dask = str(Path(sys.executable).with_name("dask"))
     scheduler = f"tcp://{NETWORK}1:{PORT}"
     commands = [[dask, "scheduler", "--host", f"{NETWORK}1", "--port", str(PORT)]]

@@ -36,6 +36,8 @@ NOT_RUN = {
         "needs the extra; tests/cluster runs such commands"
     ),
     "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL=10s dask scheduler --port 8786": "does not end",
+    "export DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED=False "
+    "DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL=500ms": "of a shell",
     "export DASK_DISTRIBUTED__WORKER__MEMORY__TARGET=False "
     "DASK_DISTRIBUTED__WORKER__MEMORY__SPILL=False "
     "DASK_DISTRIBUTED__WORKER__MEMORY__PAUSE=False": "of a shell",

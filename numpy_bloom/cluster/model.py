@@ -25,6 +25,10 @@ from numpy_bloom.weights.dtypes import Floats
 
 Result = TypeVar("Result")
 
+HELD_BYTES = 1 << 24
+"""Results of a pass that are no larger are given up when the next pass is on its way. The client
+sends a message every 10 ms at most, and tasks would wait for the one that gives them up."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -76,6 +80,7 @@ class ClusterModel:
         self._known: set[str] = set(chain.names)  # shares that have prepared for all runs
         self._runs: list[Run] = []
         self._numbers = itertools.count()
+        self._sent: list[Future[Any]] = []  # results of the last pass, see HELD_BYTES
         self._over: list[int] = []  # caches that nobody holds: the collector may add at any time
         self._unwanted: list[int] = []  # of which the workers have to be told
         self._on_weights: OnWeights = lambda _name, _nbytes: None
@@ -248,7 +253,11 @@ class ClusterModel:
                 wanted = None if targets is None else np.concatenate([targets[i] for i in group])
                 leg = Leg([len(one) for one in ids], True, rows, unembeds=True, targets=wanted)
                 chains.append(self._submit(np.concatenate(ids), leg, [caches[i] for i in group]))
-            return self._arrived(chains)
+            self._sent = []
+            arrived = self._arrived(chains)
+            if sum(one.x.nbytes for one in arrived) <= HELD_BYTES:
+                self._sent = chains
+            return arrived
 
         with self._one_at_a_time:
             _check_capacity(sequences, caches)

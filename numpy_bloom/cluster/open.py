@@ -28,6 +28,9 @@ LOCAL_SETTINGS = {
     "distributed.scheduler.worker-ttl": "5s",
     # Dask lets go of a worker that it lost, if by then the new one in its place is lost as well.
     "distributed.deploy.lost-worker-timeout": "1 day",
+    # Looking at what runs every few milliseconds takes time from it.
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.tick.interval": "500ms",
     # The weights are no results that could be written to disk meanwhile.
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
