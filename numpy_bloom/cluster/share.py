@@ -1,5 +1,6 @@
 """A range of blocks on a worker: a Dask actor with its weights and its part of each cache."""
 
+import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,7 +35,8 @@ class Share:
     """A range of blocks.
 
     The client counts the tokens in the caches: it says with each leg how many there are. What an
-    interrupted pass has left behind is written over.
+    interrupted pass has left behind is written over. Dask cannot stop a task that runs, so one that
+    nobody waits for any more may run still; the next one waits for it.
 
     Args:
         name: by which tasks find it.
@@ -49,6 +51,7 @@ class Share:
         self._model = Model.open(folder, config, **options)
         self._unembeds = bool(options["unembeds"])
         self._caches: dict[int, Any] = {}
+        self._one_at_a_time = threading.Lock()
         _here[name] = self
 
     def turn(self, memory: int) -> None:
@@ -97,24 +100,28 @@ class Share:
             numbers: of the caches.
             known: tokens that are in each before this pass.
         """
-        caches = [self._cache(*pair) for pair in zip(numbers, known, strict=True)]
-        before = self._model.bytes_read
-        x = self._model.run_leg(travelling.x, leg, caches)
-        return Travelling(x, travelling.bytes_read + self._model.bytes_read - before)
+        with self._one_at_a_time:
+            caches = [self._cache(*pair) for pair in zip(numbers, known, strict=True)]
+            before = self._model.bytes_read
+            x = self._model.run_leg(travelling.x, leg, caches)
+            return Travelling(x, travelling.bytes_read + self._model.bytes_read - before)
 
     def token(self, number: int, place: int) -> Floats:
         """`KVCache.token`."""
         cache: KVCache = self._caches[number]
-        return cache.token(place)
+        with self._one_at_a_time:
+            return cache.token(place)
 
     def put(self, number: int, place: int, keys_values: Floats) -> None:
         """`KVCache.put`; keys and values of other blocks are among them."""
         blocks = self._model.blocks
-        self._caches[number].put(place, keys_values[blocks.start : blocks.stop])
+        with self._one_at_a_time:
+            self._caches[number].put(place, keys_values[blocks.start : blocks.stop])
 
     def copy_prefix(self, number: int, other: int, tokens: int, known: int) -> None:
         """`KVCache.copy_prefix`."""
-        self._caches[number].copy_prefix(self._caches[other], tokens, known)
+        with self._one_at_a_time:
+            self._caches[number].copy_prefix(self._caches[other], tokens, known)
 
     def _own(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Of rows that meet the vocabulary only the worker knows that has the head."""
