@@ -1,11 +1,9 @@
 """A model whose blocks are on the workers of a cluster, with the methods of `Model`."""
 
-import itertools
 import threading
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,6 +12,7 @@ from distributed import Future
 
 from numpy_bloom.cluster.caches import RemoteCache
 from numpy_bloom.cluster.chain import Chain, LostError
+from numpy_bloom.cluster.runs import Run, Runs
 from numpy_bloom.cluster.share import Travelling
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.model.config import BloomConfig
@@ -28,23 +27,6 @@ Result = TypeVar("Result")
 HELD_BYTES = 1 << 24
 """Results of a pass that are no larger are given up when the next pass is on its way. The client
 sends a message every 10 ms at most, and tasks would wait for the one that gives them up."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run that is not over, as shares that are opened anew have to prepare for it.
-
-    Attributes:
-        method: by which.
-        numbers: of its caches.
-        options: as they were given.
-        held: numbers of the caches that somebody holds.
-    """
-
-    method: str
-    numbers: list[int]
-    options: dict[str, Any]
-    held: set[int]
 
 
 class ClusterModel:
@@ -78,11 +60,8 @@ class ClusterModel:
         self._chain = chain
         self._repairs = 0
         self._known: set[str] = set(chain.names)  # shares that have prepared for all runs
-        self._runs: list[Run] = []
-        self._numbers = itertools.count()
+        self._runs = Runs()
         self._sent: list[Future[Any]] = []  # results of the last pass, see HELD_BYTES
-        self._over: list[int] = []  # caches that nobody holds: the collector may add at any time
-        self._unwanted: list[int] = []  # of which the workers have to be told
         self._on_weights: OnWeights = lambda _name, _nbytes: None
         self._one_at_a_time = threading.RLock()
         self.close = weakref.finalize(self, close)
@@ -134,8 +113,7 @@ class ClusterModel:
     def _begin(
         self, method: str, options: dict[str, Any], capacities: Sequence[int], pass_tokens: int
     ) -> list[RemoteCache]:
-        numbers = [next(self._numbers) for _ in capacities]
-        run = Run(method, numbers, options, set(numbers))
+        numbers = self._runs.numbers(len(capacities))
 
         def prepare() -> None:
             self._drop()
@@ -143,20 +121,18 @@ class ClusterModel:
             self.bytes_pinned, self.weight_bytes = map(sum, zip(*told, strict=True))
 
         with self._one_at_a_time:
-            self._forget()
-            if not self._runs and self._chain.has_joined():
+            self._runs.forget()
+            if not self._runs.going_on and self._chain.has_joined():
                 self._chain.begin()
                 self._known = set(self._chain.names)
             self._surviving(prepare)
-            self._runs.append(run)
             heads, size = self.config.num_attention_heads, self.config.head_size
             shape = self.config.num_hidden_layers, 2, heads, size
             caches = [
                 RemoteCache(self, number, capacity, pass_tokens, shape, self._repairs)
                 for number, capacity in zip(numbers, capacities, strict=True)
             ]
-            for cache in caches:
-                weakref.finalize(cache, self._over.append, cache.number).atexit = False
+            self._runs.add(Run(method, numbers, options, set(numbers)), caches)
         return caches
 
     def has_room(
@@ -196,19 +172,10 @@ class ClusterModel:
 
     def _drop(self) -> None:
         """Have workers forget the caches that nobody holds any more."""
-        self._forget()
-        if self._unwanted:
-            self._chain.everywhere("drop", self._unwanted)
-            self._unwanted = []
-
-    def _forget(self) -> None:
-        """Forget the runs of whose caches nobody holds any."""
-        while self._over:
-            number = self._over.pop()
-            self._unwanted.append(number)
-            for run in self._runs:
-                run.held.discard(number)
-        self._runs = [run for run in self._runs if run.held]
+        self._runs.forget()
+        if self._runs.unwanted:
+            self._chain.everywhere("drop", self._runs.unwanted)
+            self._runs.unwanted = []
 
     # --- passes -----------------------------------------------------------------------------------
 
@@ -343,7 +310,7 @@ class ClusterModel:
         """Have shares that were opened anew prepare for the runs that are not over."""
         chain = self._chain
         new = [place for place, name in enumerate(chain.names) if name not in self._known]
-        for run in self._runs:
+        for run in self._runs.going_on:
             chain.results([chain.submit(i, run.method, run.numbers, run.options) for i in new])
         self._known = set(chain.names)
 

@@ -121,11 +121,11 @@ def test_windows(both: Both) -> None:
 def test_what_is_over_gives_its_memory_back(both: Both) -> None:
     model = both.spread.model
     generation = both.spread.generate(PROMPTS[0], max_new_tokens=NEW)
-    assert len(model._runs) == 1
+    assert len(model._runs.going_on) == 1
     del generation
     both.spread(PROMPTS[0])
     model.has_room(cache_tokens=[1], pass_tokens=1, logit_rows=1)
-    assert model._runs == []
+    assert model._runs.going_on == []
     held = model._chain._client.run(lambda: [len(one._caches) for one in share._here.values()])
     assert sorted(held.values()) == [[0]] * len(held)
 
