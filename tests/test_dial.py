@@ -61,6 +61,22 @@ def test_the_same_bits_at_every_setting(
     assert len(shares) > 6
 
 
+def test_turned_between_runs(folder: Path) -> None:
+    """Nothing is held that there is no room for, and what cannot be is refused."""
+    least = least_memory(folder, 1)
+    with numpy_bloom.load(folder, memory=EVERYTHING, threads=1) as model:
+        expected = answer(model)
+        assert model.model.bytes_pinned == model.model.weight_bytes
+        model.model.turn(least)
+        assert model.model.bytes_pinned == 0
+        assert answer(model) == expected
+        generation = model.generate(PROMPT, max_new_tokens=NEW)
+        with pytest.raises(NumpyBloomError, match="this run needs at least"):
+            model.model.turn(least // 2)
+        assert model.model.memory == least
+        assert [token.id for token in generation] == expected.ids
+
+
 def test_tiles_do_not_depend_on_threads_or_memory(folder: Path) -> None:
     seen = set()
     for threads, memory in [(1, EVERYTHING), (2, EVERYTHING), (3, least_memory(folder, 3))]:

@@ -105,21 +105,21 @@ class Chain:
             LostError: one more worker is lost.
             NumpyBloomError: no worker is left that could hold one.
         """
-        lost = self._lost()
         self._survey()
-        before = self.parts
-        self.parts = redeal(before, lost, list(self._workers.values()), self._sizes)
-        for place, part in enumerate(self.parts):
-            if place in lost:
-                self._tell(
-                    f"worker {before[place].worker.address} is lost; {part} goes to "
-                    f"{part.worker.address}, and what it knew is computed again"
-                )
-            elif part.memory != before[place].memory:
+        lost = self._lost()
+        dealt = redeal(self.parts, lost, list(self._workers.values()), self._sizes)
+        for place, part in enumerate(dealt):
+            if place not in lost and part.memory != self.parts[place].memory:
                 turned = self.submit(place, "turn", part.memory)
                 self._wait([turned], {part.worker.address}, [self._actors[place]])
+                self.parts[place] = part
         for place in lost:
-            self.names[place] = _new_name()
+            part = dealt[place]
+            self._tell(
+                f"worker {self.parts[place].worker.address} is lost; {part} goes to "
+                f"{part.worker.address}, and what it knew is computed again"
+            )
+            self.parts[place], self.names[place] = part, _new_name()
             self._actors[place] = self._start(place)
         self.results([self._actors[place] for place in lost])
 
@@ -288,13 +288,12 @@ class Chain:
                 self._client.cancel(list(futures))
 
     def _lost(self) -> list[int]:
-        """Places of parts that nobody holds any more."""
-        addresses = self._addresses()
+        """Places of parts that nobody holds any more, as far as was seen when workers were asked."""
         held = zip(self.parts, self._actors, strict=True)
         return [
             place
             for place, (part, actor) in enumerate(held)
-            if part.worker.address not in addresses or not _is_there(actor)
+            if part.worker.address not in self._workers or not _is_there(actor)
         ]
 
 

@@ -242,9 +242,15 @@ class Room:
             NumpyBloomError: less than the runs that are not over need.
         """
         with self.alone():
-            self.memory = memory
-            if self._runs:
-                self._make_room(0, 0)
+            before, self.memory = self.memory, memory
+            try:
+                if self._runs:
+                    self._make_room(0, 0)
+                else:
+                    self.stream.pin(0)  # the next run will pin what fits
+            except NumpyBloomError:
+                self.memory = before
+                raise
 
     def watch(self, on_weights: OnWeights) -> None:
         """Tell an onlooker how far passes come, in place of the one before."""
