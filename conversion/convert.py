@@ -11,7 +11,7 @@ from conversion.plan import Plan, make_plan
 from conversion.repair import Repair
 from conversion.shards import EMBEDDINGS_WEIGHT, HEAD_WEIGHT, Checkpoint
 from conversion.source import COPIED, LocalSource, Source
-from conversion.target import beside, check_replaceable, check_space, free_bytes
+from conversion.target import beside, check_apart, check_replaceable, check_space, free_bytes
 from conversion.writer import FolderWriter
 from numpy_bloom.errors import NumpyBloomError, OptionError
 from numpy_bloom.weights.folder import EMBEDDINGS, LM_HEAD, ArrayFile
@@ -141,10 +141,7 @@ def _open(source: str, target: Path, keep: bool | None) -> Source:
     """
     folder = Path(source)
     if folder.is_dir():
-        if folder.resolve().is_relative_to(target.resolve()):
-            raise NumpyBloomError(
-                f"the source {folder} lies within the target {target}; choose another target"
-            )
+        check_apart(folder, target)
         return LocalSource(folder, drops=keep is False)
     if not HUB_NAME.fullmatch(source):
         raise NumpyBloomError(

@@ -13,7 +13,7 @@ from conversion.checkpoint import INDEX_SUFFIX, SINGLE_SAFETENSORS
 from conversion.journal import is_whole
 from conversion.shards import HEAD_WEIGHT
 from conversion.source import COPIED
-from conversion.target import check_space, free_bytes
+from conversion.target import check_apart, check_space, free_bytes
 from conversion.writer import FolderWriter
 from numpy_bloom.command import parser, run_command
 from numpy_bloom.errors import NumpyBloomError
@@ -121,6 +121,7 @@ def export(
     target, hf_folder = Path(target), Path(hf_folder)
     if hf_folder.exists():
         raise NumpyBloomError(f"{hf_folder} exists; choose another folder")
+    check_apart(target, hf_folder)
     folder, shards = _opened(target)
     entries = folder.manifest["files"]
     checksums = {name: entry["sha256"] for name, entry in entries.items()}

@@ -7,7 +7,8 @@ from typing import Any
 
 from conversion.durable import put, sha256
 from numpy_bloom.errors import NumpyBloomError
-from numpy_bloom.weights.folder import read_json
+from numpy_bloom.weights.folder import LM_HEAD, read_json
+from numpy_bloom.weights.manifest import entry_fault
 
 Entry = dict[str, int | str]
 """Size and SHA-256 of a file."""
@@ -24,11 +25,12 @@ class Journal:
     needs no last change between being complete and getting its name.
 
     Attributes:
+        path: of the file.
         files: the complete ones by name; None for one that turned out not to be needed.
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         self._origin: Origin = {}
         self.files: dict[str, Entry | None] = {}
 
@@ -42,25 +44,24 @@ class Journal:
             NumpyBloomError: there is a file under the journal's name that is none.
         """
         self._origin = origin
-        if not self._path.exists():
+        if not self.path.exists():
             return
-        found = read_json(self._path)
-        if not all(isinstance(found.get(key), dict) for key in ("origin", "files")):
+        found = read_json(self.path)
+        if not _is_journal(found):
             raise NumpyBloomError(
-                f"{self._path} is in the way and no conversion wrote it; "
+                f"{self.path} is in the way and no conversion wrote it; "
                 "move it, or choose another target"
             )
         before = found["origin"]
-        if before.get("options") == origin["options"] and all(
-            before.get("files", {}).get(name) == identity
-            for name, identity in origin["files"].items()
+        if before["options"] == origin["options"] and all(
+            before["files"].get(name) == identity for name, identity in origin["files"].items()
         ):
             self._origin, self.files = before, found["files"]
 
     def write(self) -> None:
         """Have all this on disk."""
         content = {"origin": self._origin, "files": self.files}
-        put(self._path, json.dumps(content).encode())
+        put(self.path, json.dumps(content).encode())
 
     def add(self, name: str, entry: Entry | None) -> None:
         """Note that a file is complete and on disk, or is not needed."""
@@ -69,7 +70,22 @@ class Journal:
 
     def remove(self) -> None:
         """There is nothing to go on from any more."""
-        self._path.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
+
+
+def _is_journal(found: dict[str, Any]) -> bool:
+    """Whether a parsed file is what a journal writes."""
+    origin, files = found.get("origin"), found.get("files")
+    return (
+        isinstance(origin, dict)
+        and origin.keys() == {"options", "files"}
+        and isinstance(origin["files"], dict)
+        and isinstance(files, dict)
+        and all(
+            name == LM_HEAD if entry is None else entry_fault(name, entry) is None
+            for name, entry in files.items()
+        )
+    )
 
 
 def is_whole(

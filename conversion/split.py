@@ -8,7 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from conversion.durable import sync_folder, told
-from conversion.target import beside, discard
+from conversion.target import PARTIAL, beside
 from numpy_bloom.cluster.plan import Part, Sizes, Worker, deal, needed_files
 from numpy_bloom.command import parser, run_command
 from numpy_bloom.errors import NumpyBloomError, OptionError, check_whole
@@ -66,8 +66,9 @@ def split(target: Path, parts: int) -> list[tuple[Path, Part]]:
 
 def _write(target: Path, names: list[str], folder: Path) -> None:
     """Link or copy files into a new folder."""
-    partial = beside(folder, ".partial")
-    discard(partial)  # of a run that was cut off
+    partial = beside(folder, PARTIAL)
+    if partial.exists() or partial.is_symlink():
+        raise NumpyBloomError(f"{partial} is there, perhaps of a run that was cut off; remove it")
     with told(folder):
         partial.mkdir()
         try:
@@ -79,7 +80,7 @@ def _write(target: Path, names: list[str], folder: Path) -> None:
                     shutil.copy2(source, partial / name)
             partial.rename(folder)
         except BaseException:
-            discard(partial)
+            shutil.rmtree(partial, ignore_errors=True)
             raise
         sync_folder(folder.parent)
 

@@ -7,6 +7,9 @@ from conversion.durable import UNFINISHED, sync_folder
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.weights.manifest import MANIFEST
 
+PARTIAL, REPLACED = ".partial", ".replaced"
+"""What the names of a conversion's own folders, beside the target, end with."""
+
 
 def check_replaceable(target: Path) -> None:
     """See that a folder, if there is one, is a converted model.
@@ -37,13 +40,16 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def name_folder(folder: Path, target: Path, replaced: Path, *, overwrite: bool) -> None:
+def name_folder(
+    folder: Path, target: Path, replaced: Path, journal: Path, *, overwrite: bool
+) -> None:
     """Rename a complete folder to `target`.
 
     Args:
         folder: the complete one.
         target: its name from now on.
         replaced: the new name of a folder that is `target` now; the caller is to discard it.
+        journal: of the conversion.
         overwrite: whether there may be such a folder.
 
     Raises:
@@ -51,7 +57,7 @@ def name_folder(folder: Path, target: Path, replaced: Path, *, overwrite: bool) 
         OSError: renaming fails, and all names are as they were; or, with the new names in place,
             they cannot be synchronized.
     """
-    discard(replaced)  # of a conversion that was cut off
+    discard(replaced, journal)  # of a conversion that was cut off
     if target.exists() and not overwrite:
         raise NumpyBloomError(f"{target} has come into being meanwhile; it is kept")
     try:
@@ -65,32 +71,54 @@ def name_folder(folder: Path, target: Path, replaced: Path, *, overwrite: bool) 
     sync_folder(target.parent)
 
 
+def check_apart(source: Path, target: Path) -> None:
+    """See that a source is none of the folders that conversion fills and removes beside a target.
+
+    Raises:
+        NumpyBloomError: it is, or lies within one.
+    """
+    for suffix in ("", PARTIAL, REPLACED):
+        place = beside(target, suffix)
+        if source.resolve().is_relative_to(place):
+            within = "is" if source.resolve() == place else "lies within"
+            raise NumpyBloomError(
+                f"the source {source} {within} {place}, which a conversion to {target} replaces; "
+                "choose another target"
+            )
+
+
 def beside(target: Path, suffix: str) -> Path:
     """A path of the conversion's own next to the target."""
     target = target.resolve()
     return target.with_name(target.name + suffix)
 
 
-def discard(folder: Path) -> None:
-    """Remove a folder that a conversion left, if there is one."""
+def discard(folder: Path, journal: Path) -> None:
+    """Remove a folder that a conversion left, if there is one. See `check_ours`."""
     if folder.exists():
-        check_ours(folder)
+        check_ours(folder, journal)
         for file in folder.iterdir():
             file.unlink()
         folder.rmdir()
 
 
-def check_ours(folder: Path) -> None:
-    """See that a folder, if there is one, holds only what conversions write.
+def check_ours(folder: Path, journal: Path) -> None:
+    """See that a folder, if there is one, is what a conversion left: while there is anything in it,
+    the conversion's journal lies beside it.
 
     Raises:
-        NumpyBloomError: it does not.
+        NumpyBloomError: it is not.
     """
-    names = [file.name for file in folder.iterdir()] if folder.exists() else []
+    files = list(folder.iterdir()) if folder.exists() else []
     suffixes = (".safetensors", ".json")
-    foreign = [name for name in names if not name.removesuffix(UNFINISHED).endswith(suffixes)]
-    if foreign:
+    foreign = [
+        file.name
+        for file in files
+        if not file.is_file() or not file.name.removesuffix(UNFINISHED).endswith(suffixes)
+    ]
+    if folder.is_symlink() or foreign or (files and not journal.is_file()):
+        holds = f" and holds {foreign[0]}" if foreign else ""
         raise NumpyBloomError(
-            f"{folder} is in the way and holds {foreign[0]}, which no conversion writes; "
-            "move it, or choose another target"
+            f"{folder} is in the way{holds}; no conversion left it: move it, or choose another "
+            "target"
         )

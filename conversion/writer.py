@@ -16,7 +16,7 @@ from tqdm import tqdm
 from conversion.direct import DirectWriter, Written
 from conversion.durable import UNFINISHED, give_name, put, sync_folder, told
 from conversion.journal import Entry, Journal, Origin, is_whole
-from conversion.target import beside, check_ours, discard, name_folder
+from conversion.target import PARTIAL, REPLACED, beside, check_ours, discard, name_folder
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.weights.dtypes import Stored
 from numpy_bloom.weights.manifest import FORMAT_VERSION, MANIFEST
@@ -50,8 +50,8 @@ class FolderWriter:
     ) -> None:
         self._target = target.resolve()  # a link stays a link, `.` has a name
         self._tell = tell
-        self.folder = beside(self._target, ".partial")
-        self._replaced = beside(self._target, ".replaced")
+        self.folder = beside(self._target, PARTIAL)
+        self._replaced = beside(self._target, REPLACED)
         self._overwrite = overwrite
         self._journal = Journal(beside(self._target, ".partial.json"))
         self._begun = False
@@ -62,12 +62,12 @@ class FolderWriter:
 
     def __enter__(self) -> "FolderWriter":
         with told(self.folder):
-            check_ours(self._replaced)
+            check_ours(self._replaced, self._journal.path)
             self.folder.mkdir(parents=True, exist_ok=True)
             self._handle = os.open(self.folder, os.O_RDONLY)
             try:
                 self._claim()
-                check_ours(self.folder)
+                check_ours(self.folder, self._journal.path)
             except BaseException:
                 os.close(self._handle)
                 raise
@@ -240,9 +240,12 @@ class FolderWriter:
     def publish(self) -> None:
         """Give the folder its name: all that it is to hold is complete."""
         with told(self._target):
-            name_folder(self.folder, self._target, self._replaced, overwrite=self._overwrite)
+            journal = self._journal.path
+            name_folder(
+                self.folder, self._target, self._replaced, journal, overwrite=self._overwrite
+            )
+            discard(self._replaced, journal)
         self._journal.remove()
-        discard(self._replaced)
 
     def move_into_target(self, names: Iterable[str]) -> None:
         """Replace files of a folder that is there already; what is left of ours goes."""
@@ -250,9 +253,9 @@ class FolderWriter:
             for name in names:
                 (self.folder / name).replace(self._target / name)
             sync_folder(self._target)
-        self.abandon()
+            discard(self.folder, self._journal.path)
+        self._journal.files.clear()
         self._journal.remove()
-        discard(self.folder)
 
     def abandon(self) -> None:
         """Let no later run go on from the files that are complete."""

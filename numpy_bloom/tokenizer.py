@@ -114,11 +114,9 @@ def _faults(values: dict[str, Any]) -> Iterator[str]:
         if len(parts) > MOST_PARTS:
             yield f"its {room} has {len(parts)} parts"
         for part in parts:
-            kind = part.get("type") if isinstance(part, dict) else part
-            if not isinstance(part, dict) or not isinstance(kind, str) or kind not in known:
-                yield f"its {room} has the part {kind!r}"
-            elif (expression := _expression(part)) not in EXPRESSIONS:
-                yield f"its {room} has the regular expression {expression!r}"
+            fault = _part_fault(part, known)
+            if fault:
+                yield f"its {room} {fault}"
 
 
 def _plain(model: dict[str, Any]) -> bool:
@@ -145,6 +143,29 @@ def _parts(value: object) -> Iterator[object]:
                 yield from _parts(part)
     elif value is not None:
         yield value
+
+
+def _part_fault(part: object, known: set[str]) -> str | None:
+    """What one part has that it should not have, if anything."""
+    kind = part.get("type") if isinstance(part, dict) else part
+    if not isinstance(part, dict) or not isinstance(kind, str) or kind not in known:
+        return f"has the part {kind!r}"
+    expression = _expression(part)
+    if expression not in EXPRESSIONS:
+        return f"has the regular expression {expression!r}"
+    if kind == "TemplateProcessing" and not _is_template(part.get("single")):
+        return f"repeats the text, or adds more than {MOST_PARTS} tokens"
+    return None
+
+
+def _is_template(pieces: object) -> bool:
+    """Whether a template has the text in it once, with a few tokens around it."""
+    if not isinstance(pieces, list) or len(pieces) > 1 + MOST_PARTS:
+        return False
+    kinds = [[*piece][:1] if isinstance(piece, dict) else [] for piece in pieces]
+    return kinds.count(["Sequence"]) == 1 and all(
+        kind in (["Sequence"], ["SpecialToken"]) for kind in kinds
+    )
 
 
 def _expression(part: dict[str, Any]) -> object:

@@ -6,7 +6,11 @@ from hostile import CONFIG, TOKENIZER, Hostile, Spoil, edited, in_place_of, spar
 
 
 def _part(room: str, part: dict[str, Any], times: int = 1) -> Spoil:
-    inside = {"pre_tokenizer": "pretokenizers", "normalizer": "normalizers"}[room]
+    inside = {
+        "pre_tokenizer": "pretokenizers",
+        "normalizer": "normalizers",
+        "post_processor": "processors",
+    }[room]
     return updated(TOKENIZER, **{room: {"type": "Sequence", inside: [part] * times}})
 
 
@@ -14,6 +18,12 @@ NEEDS = "which no tokenizer of a BLOOM needs; without this file a model takes an
 REFUSED = "{folder}/tokenizer.json: "
 TWICE = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
 SLOW = {"type": "Split", "pattern": {"Regex": "(a|a|aa)*$"}, "behavior": "Isolated", "invert": 0}
+TEMPLATE = {
+    "type": "TemplateProcessing",
+    "single": [{"Sequence": {"id": "A", "type_id": 0}}] * 20_000,
+    "pair": [],
+    "special_tokens": {},
+}
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
 
 TOKENIZERS = [
@@ -53,6 +63,12 @@ TOKENIZERS = [
         "a regular expression that takes exponential time",
         _part("pre_tokenizer", SLOW),
         REFUSED + "its pre_tokenizer has the regular expression '(a|a|aa)*$', " + NEEDS,
+    ),
+    Hostile(
+        "tokenizer-template",
+        "a template that has every text in it twenty thousand times",
+        _part("post_processor", TEMPLATE),
+        REFUSED + "its post_processor repeats the text, or adds more than 5 tokens, " + NEEDS,
     ),
     Hostile(
         "tokenizer-prefix",

@@ -138,12 +138,24 @@ def test_another_conversion_begins_anew(
     assert snapshot(target) == expected(source, **options)
 
 
-def test_a_foreign_file_in_the_journals_place(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"mine": 1}',
+        '{"origin": {}, "files": {}}',
+        '{"origin": {"options": [], "files": [1]}, "files": {}}',
+        '{"origin": {"options": [], "files": {}}, "files": {"block_000.safetensors": 5}}',
+        '{"origin": {"options": [], "files": {}}, "files": {"block_000.safetensors": {}}}',
+        '{"origin": {"options": [], "files": {}}, "files": {"embeddings.safetensors": null}}',
+        '{"origin": {"options": [], "files": {}}, "files": {"../x": null}}',
+    ],
+)
+def test_a_foreign_file_in_the_journals_place(tmp_path: Path, content: str) -> None:
     source = in_order().write(tmp_path / "source")
-    (tmp_path / "model.partial.json").write_text('{"mine": 1}')
+    (tmp_path / "model.partial.json").write_text(content)
     with pytest.raises(NumpyBloomError, match=r"model\.partial\.json is in the way"):
         convert(source, tmp_path / "model")
-    assert (tmp_path / "model.partial.json").read_text() == '{"mine": 1}'
+    assert (tmp_path / "model.partial.json").read_text() == content
 
 
 def test_shards_are_deleted_when_they_are_converted(

@@ -14,6 +14,7 @@ from checkpoints import Checkpoint, stored
 from conversions import converted, failing, refused, snapshot
 
 from conversion import convert, direct
+from conversion.export import export
 from conversion.source_tensor import SourceTensor
 from conversion.writer import FolderWriter
 from numpy_bloom.errors import NumpyBloomError
@@ -76,7 +77,9 @@ def test_a_source_within_its_target_is_never_replaced(tmp_path: Path) -> None:
     inner = Checkpoint(seed=1).write(target / "inner")
     for source in (inner, Checkpoint().write(target)):
         before = snapshot(tmp_path)
-        with pytest.raises(NumpyBloomError, match="lies within the target"):
+        with pytest.raises(
+            NumpyBloomError, match=r"the source .* (is|lies within) .*, which a conversion"
+        ):
             convert(source, target, overwrite=True)
         assert snapshot(tmp_path) == before
 
@@ -108,6 +111,10 @@ def test_link_as_target(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "link/manifest.json").read_text())["dtype"] == "float32"
 
 
+JOURNAL = '{"origin": {"options": [], "files": {}}, "files": {}}'
+"""What is beside a conversion's own folders until they are gone."""
+
+
 def test_leftovers_are_replaced(tmp_path: Path) -> None:
     """Of a conversion whose process was killed while it wrote, or while it replaced a model."""
     source, target = Checkpoint().write(tmp_path / "source"), tmp_path / "model"
@@ -115,6 +122,7 @@ def test_leftovers_are_replaced(tmp_path: Path) -> None:
         convert(source, tmp_path / name, "float16")
     (tmp_path / "model.partial").mkdir()
     (tmp_path / "model.partial/block_007.safetensors").write_bytes(b"half")
+    (tmp_path / "model.partial.json").write_text(JOURNAL)
     convert(source, target, overwrite=True)
     convert(source, tmp_path / "expected")
     assert snapshot(target) == snapshot(tmp_path / "expected")
@@ -270,13 +278,40 @@ def test_one_conversion_at_a_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["model.partial", "model.replaced"])
-def test_foreign_files_beside_the_target_are_kept(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("file", ["mine", "mine.safetensors", "mine.json", "mine.json/mine"])
+def test_foreign_files_beside_the_target_are_kept(tmp_path: Path, name: str, file: str) -> None:
+    """Whatever they are called; and what a link leads to."""
     source = Checkpoint().write(tmp_path / "source")
-    (tmp_path / name).mkdir()
-    (tmp_path / name / "mine").write_text("mine")
-    with pytest.raises(NumpyBloomError, match=f"{name} is in the way and holds mine"):
-        convert(source, tmp_path / "model")
-    assert (tmp_path / name / "mine").read_text() == "mine"
+    (tmp_path / name / file).parent.mkdir(parents=True)
+    (tmp_path / name / file).write_text("mine")
+    before = snapshot(tmp_path)
+    with pytest.raises(NumpyBloomError, match=rf"{name} is in the way.*; no conversion left it"):
+        convert(source, tmp_path / "model", overwrite=True)
+    assert snapshot(tmp_path) == before
+    (tmp_path / name).rename(tmp_path / "elsewhere")
+    (tmp_path / name).symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "model.partial.json").write_text(JOURNAL)
+    with pytest.raises(NumpyBloomError, match=rf"{name} is in the way"):
+        convert(source, tmp_path / "model", overwrite=True)
+    assert (tmp_path / "elsewhere" / file).read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["model.partial", "model.replaced"])
+def test_a_source_by_the_name_of_what_is_removed(tmp_path: Path, name: str) -> None:
+    """Of a conversion or an export; a journal makes no difference."""
+    Checkpoint().write(tmp_path / name)
+    convert(tmp_path / name, tmp_path / "other")
+    (tmp_path / "model.partial.json").write_text(JOURNAL)
+    before = snapshot(tmp_path)
+    with pytest.raises(NumpyBloomError, match=rf"source .* is .*{name}, which a conversion to"):
+        convert(tmp_path / name, tmp_path / "model", overwrite=True)
+    assert snapshot(tmp_path) == before
+    shutil.rmtree(tmp_path / name)
+    (tmp_path / "other").rename(tmp_path / name)
+    before = snapshot(tmp_path)
+    with pytest.raises(NumpyBloomError, match=rf"source .* is .*{name}, which a conversion to"):
+        export(tmp_path / name, tmp_path / "model")
+    assert snapshot(tmp_path) == before
 
 
 def test_a_replaced_model_that_was_half_deleted(tmp_path: Path) -> None:
@@ -284,5 +319,6 @@ def test_a_replaced_model_that_was_half_deleted(tmp_path: Path) -> None:
     convert(source, tmp_path / "model")
     (tmp_path / "model.replaced").mkdir()
     (tmp_path / "model.replaced/block_000.safetensors").write_bytes(b"old")
+    (tmp_path / "model.partial.json").write_text(JOURNAL)
     convert(source, tmp_path / "model", overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "source"]

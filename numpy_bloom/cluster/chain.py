@@ -288,7 +288,7 @@ class Chain:
                 self._client.cancel(list(futures))
 
     def _lost(self) -> list[int]:
-        """Places of parts that nobody holds any more, as far as was seen when workers were asked."""
+        """Places of parts that nobody holds any more, as was seen when workers were asked."""
         held = zip(self.parts, self._actors, strict=True)
         return [
             place

@@ -278,7 +278,7 @@ def test_the_sandbox_tells(place: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
     faults: list[tuple[Callable[[Path], object], str]] = [
         (hang, "ends with SIGXCPU"),
-        (lambda _: np.ones(10_000_000).sum(), "takes"),
+        (lambda _: np.ones(40_000_000).sum(), "takes"),
         (lambda _: np.ones(1 << 40), "MemoryError"),
         (lambda _: 1 / 0, "ZeroDivisionError"),
     ]
