@@ -111,7 +111,7 @@ def test_integers_of_a_checkpoint_of_sixteen_bits(tmp_path: Path) -> None:
 
 def test_fast_tokenizer(tmp_path: Path) -> None:
     """The tokenizer of the demo model, too, opens as one of transformers'."""
-    export(numpy_bloom.bloom.DEMO, tmp_path / "demo")
+    export(numpy_bloom.loading.DEMO, tmp_path / "demo")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of transformers, about itself
         tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "demo")
