@@ -62,7 +62,6 @@ def _cluster_model(
         from numpy_bloom.cluster.open import open_cluster  # noqa: PLC0415  (needs an extra)
     except ModuleNotFoundError as error:
         raise NumpyBloomError(
-            f"a cluster needs {error.name}, which is not installed: "
-            "pip install 'numpy-bloom[cluster]'"
+            f"a cluster needs {error.name}, which is not installed: pip install dask distributed"
         ) from error
     return open_cluster(path, config, memory=memory, threads=threads, cluster=cluster)

@@ -31,7 +31,7 @@ NOT_RUN = {
     ".venv/bin/python -m pytest --thorough": ".ci/run runs what it adds",
     ".venv/bin/python -m pytest tests/fuzz": ".ci/run runs it",
     ".venv/bin/python -m pytest tests/fuzz --hypothesis-profile long": "takes minutes",
-    "pip install 'numpy-bloom[cluster]'": "the tests run in an environment already",
+    "pip install '.[cluster]'": "the tests run in an environment already",
     'python -m numpy_bloom.generate "Todos los seres humanos nacen" --cluster local:3': (
         "needs the extra; tests/cluster runs such commands"
     ),

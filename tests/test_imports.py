@@ -66,5 +66,5 @@ def test_a_cluster_without_dask_is_told_in_one_line() -> None:
     assert (ended.returncode, ended.stdout) == (1, "")
     assert ended.stderr == (
         "generate: error: a cluster needs dask, which is not installed: "
-        "pip install 'numpy-bloom[cluster]'\n"
+        "pip install dask distributed\n"
     )
