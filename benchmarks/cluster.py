@@ -62,7 +62,7 @@ def memory(args: argparse.Namespace) -> tuple[dict[str, Any], list[tuple[str, ..
     with numpy_bloom.load(args.model, cluster=f"local:{args.workers or 2}") as model:
         list(model.generate(prompts(model, 1)[0], max_new_tokens=NEW_TOKENS))
         chain = model.model._chain
-        told = chain._client.run(peak_memory_bytes)
+        told = chain.workers.client.run(peak_memory_bytes)
         for part in chain.parts:
             peak = told[part.worker.address]
             peaks[str(part)] = peak, part.nbytes
@@ -156,7 +156,7 @@ def kills(args: argparse.Namespace) -> tuple[dict[str, Any], list[tuple[str, ...
 def kill(model: Bloom, chance: random.Random) -> None:
     """SIGKILL one of the processes that hold blocks."""
     chain = model.model._chain
-    pids = chain._client.run(os.getpid)
+    pids = chain.workers.client.run(os.getpid)
     holders = [address for address in pids if address in {p.worker.address for p in chain.parts}]
     os.kill(pids[chance.choice(holders or list(pids))], signal.SIGKILL)
 

@@ -2,9 +2,11 @@
 
 import argparse
 import io
+import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from numpy_bloom.errors import NumpyBloomError, OptionError
 
@@ -34,7 +36,8 @@ def run_command(main: Callable[[], None], name: str) -> int:
     """
     try:
         _prepare_streams()
-        main()
+        with _log_on_stderr():
+            main()
         sys.stdout.flush()
     except OptionError as error:
         return _failed(name, str(error), WRONG_USAGE)
@@ -58,6 +61,18 @@ def _prepare_streams() -> None:
         raise NumpyBloomError("stdout is closed")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")
+
+
+@contextmanager
+def _log_on_stderr() -> Iterator[None]:
+    """Show what the package logs. A program that imports it hears of it only if it asks."""
+    logger, handler = logging.getLogger("numpy_bloom"), logging.StreamHandler()
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def _failed(name: str, text: str, code: int = FAILED) -> int:

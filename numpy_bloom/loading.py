@@ -32,7 +32,8 @@ def load(
         cluster: spread the blocks over the workers of a Dask cluster: the address of its scheduler,
             such as `tcp://host:8786`; `local:3` for three processes here; or a
             `distributed.Client`. Workers find their blocks under the same path. Memory and threads
-            are then those of each worker, at most; by default what Dask gives it.
+            are then those of each worker, at most; by default what Dask gives it. The logger
+            `numpy_bloom` tells who holds what (INFO), and of workers that are lost (WARNING).
 
     Raises:
         NumpyBloomError: the folder is no complete converted model, or an option is out of range.

@@ -11,9 +11,10 @@ import numpy.typing as npt
 from distributed import Future
 
 from numpy_bloom.cluster.caches import RemoteCache
-from numpy_bloom.cluster.chain import Chain, LostError
+from numpy_bloom.cluster.chain import Chain
 from numpy_bloom.cluster.runs import Run, Runs
 from numpy_bloom.cluster.share import Travelling
+from numpy_bloom.cluster.workers import LostError
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.model.config import BloomConfig
 from numpy_bloom.model.forward import TokenIds
@@ -69,7 +70,7 @@ class ClusterModel:
     @property
     def memory(self) -> int:
         """Bytes that weights and runs may take on the worker that has least."""
-        return min(part.memory for part in self._chain.parts)
+        return min((part.memory for part in self._chain.parts), default=0)
 
     def forecast(self) -> str:
         """Nothing: the plan has told it."""
@@ -122,7 +123,7 @@ class ClusterModel:
 
         with self._one_at_a_time:
             self._runs.forget()
-            if not self._runs.going_on and self._chain.has_joined():
+            if not self._runs.going_on and self._chain.is_out_of_date():
                 self._chain.begin()
                 self._known = set(self._chain.names)
             self._surviving(prepare)
@@ -218,7 +219,9 @@ class ClusterModel:
                 ids = [sequences[i] for i in group]
                 rows = last_rows([len(one) for one in ids], [last[i] for i in group])
                 wanted = None if targets is None else np.concatenate([targets[i] for i in group])
-                leg = Leg([len(one) for one in ids], True, rows, unembeds=True, targets=wanted)
+                leg = Leg(
+                    [len(one) for one in ids], rows=rows, unembeds=targets is None, targets=wanted
+                )
                 chains.append(self._submit(np.concatenate(ids), leg, [caches[i] for i in group]))
             self._sent = []
             arrived = self._arrived(chains)
@@ -229,6 +232,7 @@ class ClusterModel:
         with self._one_at_a_time:
             _check_capacity(sequences, caches)
             arrived = self._surviving(go_through)
+            self._on_weights("all blocks", self.weight_bytes)
             for ids, cache in zip(sequences, caches, strict=True):
                 if cache.capacity:
                     cache.extend(ids.tolist())
@@ -247,7 +251,7 @@ class ClusterModel:
         known = [cache.length for cache in caches]
         travelling: Any = Travelling(ids)
         for place, part in enumerate(self._chain.parts):
-            own = leg if part.unembeds else leg._replace(rows=None, unembeds=False, targets=None)
+            own = leg if part.unembeds else Leg(leg.lengths)
             travelling = self._chain.submit(
                 place,
                 "run",
@@ -262,7 +266,6 @@ class ClusterModel:
     def _arrived(self, chains: Sequence[Future[Any]]) -> list[Travelling]:
         arrived: list[Travelling] = self._chain.results(chains)
         self.bytes_read += sum(one.bytes_read for one in arrived)
-        self._on_weights("all blocks", self.weight_bytes)
         return arrived
 
     # --- keys and values --------------------------------------------------------------------------
@@ -279,8 +282,16 @@ class ClusterModel:
 
     def put(self, cache: RemoteCache, place: int, keys_values: Floats) -> None:
         """Put them back."""
+
+        def send() -> None:
+            chain = self._chain
+            own = [keys_values[part.blocks.start : part.blocks.stop] for part in chain.parts]
+            chain.results(
+                [chain.submit(i, "put", cache.number, place, one) for i, one in enumerate(own)]
+            )
+
         with self._one_at_a_time:
-            self._surviving(lambda: self._chain.everywhere("put", cache.number, place, keys_values))
+            self._surviving(send)
 
     def copy_prefix(self, to: RemoteCache, of: RemoteCache, tokens: int, known: int) -> None:
         """Copy what the first tokens of one have, but for the first known ones, to another."""
@@ -311,7 +322,9 @@ class ClusterModel:
         chain = self._chain
         new = [place for place, name in enumerate(chain.names) if name not in self._known]
         for run in self._runs.going_on:
+            given_up = [number for number in run.numbers if number not in run.held]
             chain.results([chain.submit(i, run.method, run.numbers, run.options) for i in new])
+            chain.results([chain.submit(i, "drop", given_up) for i in new])
         self._known = set(chain.names)
 
     def _restore(self, caches: Sequence[RemoteCache]) -> None:
@@ -331,7 +344,7 @@ class ClusterModel:
             for begin in range(0, length, cache.pass_tokens):
                 cache.length = begin
                 part = ids[begin : begin + cache.pass_tokens]
-                leg = Leg([len(part)], True, rows=nothing)
+                leg = Leg([len(part)], rows=nothing)
                 self._arrived([self._submit(part, leg, [cache])])
         finally:
             cache.length = length

@@ -2,7 +2,6 @@
 
 import logging
 import re
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import dask
 from distributed import Client, LocalCluster
+from distributed.utils import silence_logging_cmgr
 
 from numpy_bloom.cluster.chain import Chain
 from numpy_bloom.cluster.model import ClusterModel
@@ -46,7 +46,7 @@ def open_cluster(
     threads: int | None,
     cluster: Any,
 ) -> ClusterModel:
-    """Spread a model over a cluster. The plan is told on stderr before it is carried out.
+    """Spread a model over a cluster. The log has the plan before it is carried out.
 
     Args:
         folder: of the converted model, under the same path on all workers.
@@ -66,7 +66,6 @@ def open_cluster(
             read_manifest(folder),
             memory=memory,
             threads=threads,
-            tell=lambda text: print(text, file=sys.stderr),
         )
         chain.begin()
         return ClusterModel(config, chain, _closer(chain, ours.pop_all()))
@@ -84,12 +83,15 @@ def _client(cluster: Any, ours: ExitStack) -> Client:
     """A client of a cluster that is named. It is closed with what is ours."""
     local = LOCAL.fullmatch(str(cluster))
     if local:
-        return ours.enter_context(Client(_local(int(local[1]), ours), set_as_default=False))
+        return ours.enter_context(
+            Client(_local(int(local[1]), ours), set_as_default=False, direct_to_workers=True)
+        )
     if "://" not in str(cluster):
         raise OptionError(
             f"cluster is {cluster!r}; expected the address of a scheduler, such as "
             "tcp://host:8786, or local:N for N processes"
         )
+    ours.enter_context(silence_logging_cmgr(logging.CRITICAL))  # what matters is told by us
     try:
         return ours.enter_context(Client(cluster, timeout=CONNECT_SECONDS, set_as_default=False))
     except (OSError, ValueError, TypeError) as error:

@@ -95,7 +95,7 @@ def deal(workers: Sequence[Worker], sizes: Sizes, folder: object) -> list[Part]:
         folder: of the model, for errors.
 
     Raises:
-        NumpyBloomError: there are no workers, or what they have does not make up the model.
+        NumpyBloomError: what the workers have does not make up the model.
     """
     _check_offers(workers, sizes, folder)
     last = max(_having(workers, sizes.head_names), key=lambda worker: worker.memory)
@@ -204,7 +204,7 @@ def part_seconds(part: Part) -> float:
     return pinned / part.worker.rate + streamed / min(part.worker.rate, part.worker.disk_rate)
 
 
-def told(parts: Sequence[Part], empty: float) -> str:
+def plan_text(parts: Sequence[Part], empty: float) -> str:
     """The plan for people: who holds what, bytes, expected seconds per token."""
     total = sum(part.nbytes for part in parts)
     lines = [
@@ -233,8 +233,6 @@ def _reach(worker: Worker, begin: int, count: int) -> int:
 
 def _check_offers(workers: Sequence[Worker], sizes: Sizes, folder: object) -> None:
     """Each file is on some worker."""
-    if not workers:
-        raise NumpyBloomError("the cluster has no worker; start one: dask worker SCHEDULER")
     if not any(worker.files for worker in workers):
         raise NumpyBloomError(
             f"no worker of the cluster finds {folder}; it must have the model, or its blocks of "

@@ -9,7 +9,7 @@ from typing import Any
 from numpy_bloom.cluster.caches import RemoteCache
 
 
-@dataclass(frozen=True)
+@dataclass
 class Run:
     """A run that is not over, as shares that are opened anew have to prepare for it.
 

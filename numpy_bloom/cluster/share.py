@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy.typing as npt
+from distributed import get_worker
 
+from numpy_bloom.cluster.workers import LostError
+from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.model.cache import Cache, KVCache
 from numpy_bloom.model.config import BloomConfig
 from numpy_bloom.model.model import Model
@@ -113,10 +116,9 @@ class Share:
             return cache.token(place)
 
     def put(self, number: int, place: int, keys_values: Floats) -> None:
-        """`KVCache.put`; keys and values of other blocks are among them."""
-        blocks = self._model.blocks
+        """`KVCache.put`."""
         with self._one_at_a_time:
-            self._caches[number].put(place, keys_values[blocks.start : blocks.stop])
+            self._caches[number].put(place, keys_values)
 
     def copy_prefix(self, number: int, other: int, tokens: int, known: int) -> None:
         """`KVCache.copy_prefix`."""
@@ -140,5 +142,16 @@ class Share:
 
 
 def call(name: str, method: str, *arguments: Any) -> Any:
-    """What Dask runs on a worker: a method of one of its shares."""
-    return getattr(_here[name], method)(*arguments)
+    """What Dask runs on a worker: a method of one of its shares.
+
+    Raises:
+        LostError: the share is not here.
+        NumpyBloomError: the method raised it; the worker is named.
+    """
+    share = _here.get(name)
+    if share is None:
+        raise LostError(f"{name} is not on worker {get_worker().address}")
+    try:
+        return getattr(share, method)(*arguments)
+    except NumpyBloomError as error:
+        raise NumpyBloomError(f"worker {get_worker().address}: {error}") from error

@@ -10,7 +10,6 @@ import numpy as np
 from distributed import get_worker
 
 from numpy_bloom.cluster.plan import Worker
-from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.model.config import BloomConfig
 from numpy_bloom.model.model import Model
 from numpy_bloom.model.passes import Leg
@@ -42,6 +41,9 @@ def survey(
         sizes: bytes of its files.
         memory: most that weights and runs may take here.
         threads: most that may compute.
+
+    Raises:
+        NumpyBloomError: there is too little memory for one block, or the block is damaged.
     """
     worker = get_worker()
     files = frozenset(name for name, size in sizes.items() if _size(folder / name) == size)
@@ -79,10 +81,7 @@ def measured(worker: Worker, folder: Path, config: BloomConfig, block: int) -> W
     )
     with closing(model):
         start = time.perf_counter()
-        try:
-            caches = model.prepare_one_pass(lengths=[1])
-        except NumpyBloomError:  # too little memory for anything: what is dealt will tell
-            return worker
+        caches = model.prepare_one_pass(lengths=[1])
         reading = time.perf_counter() - start
         x = np.zeros((1, config.hidden_size), dtype=np.float32)
         seconds = []

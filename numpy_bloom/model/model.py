@@ -148,8 +148,7 @@ class Model(Room):
         with self.computing():
             if leg.embeds:
                 x = embed(x, w, p)
-            if leg.lengths:
-                x = run_blocks(x, self.blocks, w, p)
+            x = run_blocks(x, self.blocks, w, p)
             if leg.rows is not None:
                 x = x[leg.rows]
             if leg.targets is not None:

@@ -113,8 +113,7 @@ class Leg(NamedTuple):
     """What of a pass a model does that holds a range of the blocks; all of it, if it holds all.
 
     Attributes:
-        lengths: how many of the T tokens belong to each sequence; none, if they have gone through
-            all blocks already.
+        lengths: how many of the T tokens belong to each sequence.
         embeds: whether it begins with token ids.
         rows: those of the T tokens that are wanted at the end; None: all.
         unembeds: whether logits of them are wanted.

@@ -15,6 +15,7 @@ distributed = pytest.importorskip("distributed", reason="the extra cluster is no
 
 import numpy_bloom  # noqa: E402
 from numpy_bloom.bloom import Bloom  # noqa: E402
+from numpy_bloom.cluster import share  # noqa: E402
 
 PROMPTS = [byte_ids(text) for text in ("Todos los seres humanos", "nacen libres", "e iguales en")]
 NEW = 7
@@ -33,13 +34,20 @@ def opened(folder: Path | None, cluster: Any, **options: Any) -> Iterator[Bloom]
 
 def pids(model: Bloom) -> dict[str, int]:
     """Processes of all workers, by address."""
-    client = model.model._chain._client
+    client = model.model._chain.workers.client
     return dict(client.run(os.getpid))
 
 
 def holders(model: Bloom) -> list[str]:
     """Addresses of the workers that hold blocks, in the order of a pass."""
     return [part.worker.address for part in model.model._chain.parts]
+
+
+def caches_held(model: Bloom) -> list[int]:
+    """How many caches each share has."""
+    client = model.model._chain.workers.client
+    told = client.run(lambda: [len(one._caches) for one in share._here.values()])
+    return [count for counts in told.values() for count in counts]
 
 
 def generated(model: Bloom, prompt: Any, **options: Any) -> list[tuple[int, float]]:

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from clusters import NEW, PROMPTS, distributed, generated, holders, opened, pids, texts
+from clusters import NEW, PROMPTS, caches_held, distributed, generated, holders, opened, pids, texts
 
 import numpy_bloom
 from numpy_bloom.bloom import Bloom
-from numpy_bloom.cluster import chain
+from numpy_bloom.cluster import chain, workers
 from numpy_bloom.cluster.model import ClusterModel
 from numpy_bloom.errors import NumpyBloomError
 
@@ -90,7 +91,7 @@ def test_a_worker_dies_when_its_result_is_on_its_way(
 
     def arrived(self: ClusterModel, chains: Any) -> Any:
         monkeypatch.setattr(ClusterModel, "_arrived", real)
-        with self._chain._client.as_current():
+        with self._chain.workers.client.as_current():
             distributed.wait(chains)
         strike(spread, -1)
         return real(self, chains)
@@ -168,6 +169,18 @@ def test_rebuilding_takes_no_larger_passes_than_the_run(
     assert largest == [1]  # all is there again
 
 
+def test_a_new_share_keeps_no_cache_that_nobody_holds(spread: Bloom) -> None:
+    model, room = spread.model, {"pass_tokens": 4, "logit_rows": 1}
+    kept, given_up = model.prepare(cache_tokens=[8, 8], **room)
+    del given_up
+    for place in (None, 0):
+        if place is not None:
+            strike(spread, place)
+        assert model.has_room(cache_tokens=[8], **room)
+        assert len(set(caches_held(spread))) == 1
+    model.run([np.array(PROMPTS[0][:4])], [kept])
+
+
 def test_a_worker_hangs(one: Bloom, spread: Bloom) -> None:
     generation = spread.generate(PROMPTS[0], max_new_tokens=NEW)
     next(generation)
@@ -195,7 +208,7 @@ def test_a_text_of_a_file_says_how_to_go_on(one: Bloom, spread: Bloom, tmp_path:
 def test_who_comes_and_goes(folder: Path, one: Bloom, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that joins is used by the next request. With no worker left there is one error."""
     expected = [token for token, _ in generated(one, PROMPTS[0])]
-    monkeypatch.setattr(chain, "MOST_SECONDS", 0.1)
+    monkeypatch.setattr(workers, "MOST_SECONDS", 0.1)
     with (
         distributed.LocalCluster(
             n_workers=1, threads_per_worker=1, processes=False, dashboard_address=":0"
@@ -218,8 +231,15 @@ def test_who_comes_and_goes(folder: Path, one: Bloom, monkeypatch: pytest.Monkey
         next(generation)
         assert len(holders(model)) == 3
         cluster.scale(0)
-        with pytest.raises(NumpyBloomError, match=r"^the cluster has no worker; start one"):
+        nobody = r"^the cluster has no worker; start one"
+        with pytest.raises(NumpyBloomError, match=nobody):
             next(generation)
+        del generation
+        with pytest.raises(NumpyBloomError, match=nobody):
+            model.generate(PROMPTS[0])
+        cluster.scale(1)
+        client.wait_for_workers(1, timeout=30)
+        assert [token for token, _ in generated(model, PROMPTS[0])] == expected
 
 
 @pytest.mark.parametrize("kill", [os.killpg, os.kill])

@@ -7,12 +7,11 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from batches import endless
-from clusters import NEW, PROMPTS, generated, holders, opened, texts
+from clusters import NEW, PROMPTS, caches_held, generated, holders, opened, texts
 from conversions import converted
 
 import numpy_bloom
 from numpy_bloom.bloom import Bloom
-from numpy_bloom.cluster import share
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.perplexity import Windows, score_windows, windows_per_pass
 
@@ -126,8 +125,7 @@ def test_what_is_over_gives_its_memory_back(both: Both) -> None:
     both.spread(PROMPTS[0])
     model.has_room(cache_tokens=[1], pass_tokens=1, logit_rows=1)
     assert model._runs.going_on == []
-    held = model._chain._client.run(lambda: [len(one._caches) for one in share._here.values()])
-    assert sorted(held.values()) == [[0]] * len(held)
+    assert set(caches_held(both.spread)) == {0}
 
 
 def test_stages_cannot_be_seen(both: Both) -> None:

@@ -1,0 +1,125 @@
+"""Workers that are of no use, errors of their work, and a scheduler that dies: one clear line."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from clusters import NEW, PROMPTS, distributed, holders, opened
+
+import numpy_bloom
+from numpy_bloom.cluster import survey, workers
+from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.weights.folder import block_file
+
+
+@pytest.fixture
+def client(cluster: Any) -> Iterator[Any]:
+    with distributed.Client(cluster) as client:
+        yield client
+
+
+@pytest.fixture
+def without_package(client: Any) -> Iterator[list[str]]:
+    """Workers, of which the first cannot import what it is asked to do."""
+
+    hidden = survey.__name__
+
+    def hide() -> None:
+        sys.modules[hidden] = None  # type: ignore[assignment]
+
+    def show() -> None:
+        sys.modules.pop(hidden)
+
+    addresses = sorted(client.nthreads())
+    client.run(hide, workers=addresses[:1])
+    yield addresses
+    client.run(show, workers=addresses[:1])
+
+
+def test_one_that_cannot_run_is_left_out(
+    folder: Path, client: Any, without_package: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is told once; requests are not kept from the others."""
+    lame, sound = without_package
+    with opened(folder, client) as model, numpy_bloom.load(folder) as one:
+        for _ in range(2):
+            assert np.array_equal(model(PROMPTS[0]), one(PROMPTS[0]))
+        assert holders(model) == [sound]
+    assert caplog.text.count("left out") == 1
+    assert f"worker {lame} cannot run it: ModuleNotFoundError: " in caplog.text
+    assert "; install numpy-bloom there; it is left out" in caplog.text
+
+
+def test_none_is_of_use(
+    folder: Path, client: Any, without_package: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises(NumpyBloomError, match=r"of use; worker .* run it: this run needs at least"):
+        numpy_bloom.load(folder, cluster=client, memory=1000)
+    damaged = tmp_path / "damaged"
+    shutil.copytree(folder, damaged)
+    with (damaged / block_file(0)).open("r+b") as file:
+        file.write(bytes(8))
+    with pytest.raises(NumpyBloomError, match=f"of use; worker .*{block_file(0)}") as told_of:
+        numpy_bloom.load(damaged, cluster=client)
+    assert "\n" not in str(told_of.value)
+
+
+def test_errors_of_their_work(folder: Path, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They come at once, as they are; a model's own name the worker."""
+    with opened(folder, client) as model:
+        chain = model.model._chain
+        with pytest.raises(KeyError, match="12345"):
+            chain.everywhere("token", 12345, 0)
+        with pytest.raises(NumpyBloomError, match=f"worker {holders(model)[0]}: this run needs"):
+            model.generate(PROMPTS[0], max_new_tokens=10**9)
+        monkeypatch.setattr(workers, "MOST_SECONDS", 0.1)
+        chain.names[0] = "nobody"  # a cluster that has mislaid a share, and does not see it
+        with pytest.raises(NumpyBloomError, match="cluster failed: LostError: nobody is not on"):
+            chain.results([chain.submit(0, "token", 0, 0)])
+
+
+SCHEDULER = """
+import time, distributed
+with distributed.LocalCluster(
+    n_workers=1, processes=False, protocol="tcp://", dashboard_address=":0"
+) as cluster:
+    print(cluster.scheduler_address, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("during", [False, True])
+def test_the_scheduler_dies(
+    folder: Path,
+    during: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Between two passes, or when one has been sent."""
+    with subprocess.Popen(
+        [sys.executable, "-c", SCHEDULER], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as scheduler:
+        assert scheduler.stdout is not None
+        address = scheduler.stdout.readline().strip()
+        with numpy_bloom.load(folder, cluster=address) as model:
+            generation = model.generate(PROMPTS[0], max_new_tokens=NEW)
+            next(generation)
+            if during:
+                real = workers.Workers.results
+
+                def results(*arguments: Any) -> Any:
+                    scheduler.kill()
+                    return real(*arguments)
+
+                monkeypatch.setattr(workers.Workers, "results", results)
+            else:
+                scheduler.kill()
+                scheduler.wait()
+            with pytest.raises(NumpyBloomError, match="scheduler of the cluster is gone; start it"):
+                list(generation)
+    assert "Traceback" not in capfd.readouterr().err
