@@ -13,6 +13,7 @@ from numpy_bloom.bloom import Bloom
 from numpy_bloom.command import parser, rate, run_command
 from numpy_bloom.errors import check_whole
 from numpy_bloom.loading import load
+from numpy_bloom.model.memory import Needs
 from numpy_bloom.weights.rates import arithmetic_rate, disk_rate, memory_rate
 
 
@@ -79,7 +80,7 @@ def measure(bloom: Bloom, prompt_tokens: int, new_tokens: int) -> Measurements:
         arithmetic = arithmetic_rate(store.team)
 
     capacity = prompt_tokens + new_tokens
-    caches = model.prepare(cache_tokens=[capacity], pass_tokens=prompt_tokens, logit_rows=1)
+    caches = model.prepare(Needs([capacity], pass_tokens=prompt_tokens, logit_rows=1))
     ids = np.arange(prompt_tokens) % bloom.config.vocab_size
     seconds = []
     for _ in range(1 + new_tokens):

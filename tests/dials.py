@@ -11,6 +11,7 @@ from conversions import converted
 
 import numpy_bloom
 from numpy_bloom.bloom import Bloom
+from numpy_bloom.model.memory import Needs
 from numpy_bloom.weights import store
 from numpy_bloom.weights.dtypes import FLOATING
 from numpy_bloom.weights.formats import FORMATS, base, int4
@@ -32,7 +33,7 @@ def answer(model: Bloom) -> Answer:
     tokens = list(model.generate(PROMPT, max_new_tokens=NEW))
     ids, logprobs = [token.id for token in tokens], [token.logprob for token in tokens]
     tokens = len(PROMPT)
-    caches = model.model.prepare(cache_tokens=[tokens], pass_tokens=tokens, logit_rows=1)
+    caches = model.model.prepare(Needs([tokens], pass_tokens=tokens, logit_rows=1))
     logits = model.model.run([np.array(PROMPT)], caches)
     return Answer(logits.tobytes(), ids, logprobs)
 

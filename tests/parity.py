@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from numpy_bloom.model.cache import KVCache
+from numpy_bloom.model.memory import Needs
 from numpy_bloom.model.model import Model
 
 Array = npt.NDArray[Any]
@@ -19,7 +20,7 @@ sum in different orders differ by some 1e-6 of that; the smallest planted fault 
 
 def new_cache(model: Model, tokens: int) -> KVCache:
     """An empty cache for one sequence."""
-    (cache,) = model.prepare(cache_tokens=[tokens], pass_tokens=tokens, logit_rows=tokens)
+    (cache,) = model.prepare(Needs([tokens], pass_tokens=tokens, logit_rows=tokens))
     return cache
 
 

@@ -11,6 +11,7 @@ from conversions import converted
 from formats import normal, tiles, written
 
 import numpy_bloom
+from numpy_bloom.model.memory import Needs
 from numpy_bloom.weights.formats import FORMATS
 
 OBJECTS = 100_000  # of Python: threads, tiles, jobs
@@ -43,7 +44,7 @@ def test_a_pass_takes_no_more_than_is_estimated(tmp_path: Path, dtype: str) -> N
     checkpoint = Checkpoint(heads=2, hidden=512, blocks=1)
     with numpy_bloom.load(converted(checkpoint, tmp_path, dtype, head_dtype=dtype), threads=1) as m:
         for tokens in (749, 752):
-            cache = m.model.prepare(cache_tokens=[tokens], pass_tokens=tokens, logit_rows=1)
+            cache = m.model.prepare(Needs([tokens], pass_tokens=tokens, logit_rows=1))
             cache[0].append(0, *np.zeros((2, tokens, 2, 256), np.float32))  # its pages are there
             tracemalloc.start()
             m.model.run([np.arange(tokens) % 276], cache)

@@ -18,6 +18,7 @@ from numpy_bloom.bloom import Bloom
 from numpy_bloom.errors import OptionError
 from numpy_bloom.generation.kept_file import KeptFile
 from numpy_bloom.model.cache import KVCache
+from numpy_bloom.model.memory import Needs
 
 PROMPT = LONG[:9]
 NEW = 12
@@ -108,7 +109,7 @@ def test_what_lies_in_the_file(model: Bloom, file: Path) -> None:
     assert arrays["tokens"][:, 0].tolist() == text
     logprobs = arrays["tokens"][:, 1].view(np.float64)
     assert logprobs.tolist() == [0.0] * len(PROMPT) + [logprob for _, logprob, _ in new]
-    (cache,) = model.model.prepare(cache_tokens=[len(text)], pass_tokens=len(text), logit_rows=1)
+    (cache,) = model.model.prepare(Needs([len(text)], pass_tokens=len(text), logit_rows=1))
     model.model.run([np.array(text[:-1])], [cache])
     for place in range(len(text) - 1):
         np.testing.assert_allclose(arrays["keys_values"][place], cache.token(place), atol=1e-5)

@@ -24,7 +24,7 @@ import numpy_bloom
 from numpy_bloom.generation.continuation import Continuation
 from numpy_bloom.generation.sampling import SamplingOptions, draw, next_token_distribution
 from numpy_bloom.model.cache import KVCache
-from numpy_bloom.model.memory import LIVE_LOGITS
+from numpy_bloom.model.memory import LIVE_LOGITS, Needs
 
 
 @pytest.fixture(autouse=True)
@@ -105,7 +105,7 @@ def test_a_run_of_several_sequences(folder: Path) -> None:
 
     with numpy_bloom.load(folder, memory=EVERYTHING, threads=1) as model:
         alone, config = needed(model), model.config
-        caches = model.model.prepare(cache_tokens=[60, 3, 7], pass_tokens=70, logit_rows=3)
+        caches = model.model.prepare(Needs([60, 3, 7], pass_tokens=70, logit_rows=3))
         assert [cache.capacity for cache in caches] == [60, 3, 7]
         activations = model.model.working_bytes(70, 60, logit_rows=3)
         # Two tokens of the other run have their place as well, but no activations at that time.
@@ -145,7 +145,7 @@ def test_a_pass_takes_no_more_than_is_estimated(
 ) -> None:
     with numpy_bloom.load(folder, threads=threads) as model:
         rows = tokens if all_positions else 1
-        caches = model.model.prepare(cache_tokens=[tokens], pass_tokens=tokens, logit_rows=rows)
+        caches = model.model.prepare(Needs([tokens], pass_tokens=tokens, logit_rows=rows))
         ids = np.arange(tokens) % model.config.vocab_size
         tracemalloc.start()
         model.model.run([ids], caches, last=[rows])

@@ -43,10 +43,10 @@ class Chain:
     def __init__(self, logits: Floats) -> None:
         self._logits = logits
 
-    def has_room(self, **_room: Any) -> bool:
+    def has_room(self, _needs: Any, *, resident: bool) -> bool:
         return True
 
-    def prepare(self, **_room: Any) -> Any:
+    def prepare(self, _needs: Any) -> Any:
         return [SimpleNamespace(length=0)]
 
     def run(self, sequences: Any, caches: Any) -> Floats:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 import numpy_bloom
+from numpy_bloom.model.memory import Needs
 from numpy_bloom.weights.dtypes import Floats
 
 
@@ -18,9 +19,7 @@ class Ours:
     def reset(self, tokens: int) -> None:
         """Pin what fits, and make a cache."""
         self._caches = None  # what the old one takes is free for the new one
-        self._caches = self._bloom.model.prepare(
-            cache_tokens=[tokens], pass_tokens=tokens, logit_rows=1
-        )
+        self._caches = self._bloom.model.prepare(Needs([tokens], pass_tokens=tokens, logit_rows=1))
 
     def forward(self, token_ids: Sequence[int]) -> Floats:
         """One pass; logits (V,)."""

@@ -4,6 +4,7 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,9 +19,10 @@ from numpy_bloom.cluster.workers import LostError
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.model.config import BloomConfig
 from numpy_bloom.model.forward import TokenIds
+from numpy_bloom.model.memory import Needs
 from numpy_bloom.model.model import last_rows
 from numpy_bloom.model.passes import Leg, Tap, no_tap
-from numpy_bloom.model.room import Draft, OnWeights
+from numpy_bloom.model.room import OnWeights
 from numpy_bloom.weights.dtypes import Floats
 
 Result = TypeVar("Result")
@@ -82,43 +84,26 @@ class ClusterModel:
 
     # --- runs -------------------------------------------------------------------------------------
 
-    def prepare(
-        self,
-        *,
-        cache_tokens: Sequence[int],
-        pass_tokens: int,
-        logit_rows: int,
-        longest: int = 0,
-        draft: Draft | None = None,
-    ) -> list[RemoteCache]:
+    def prepare(self, needs: Needs) -> list[RemoteCache]:
         """See `Room`; on all workers. Those that joined are used if no run is under way."""
-        options = {
-            "cache_tokens": list(cache_tokens),
-            "pass_tokens": pass_tokens,
-            "logit_rows": logit_rows,
-            "longest": longest,
-        }
-        return self._begin("prepare", options, cache_tokens, pass_tokens)
+        needs = replace(needs, draft=None)  # which is of this process's memory
+        return self._begin("prepare", (needs,), needs.cache_tokens, needs.pass_tokens)
 
     def prepare_one_pass(
         self, *, lengths: Sequence[int], logit_rows: int = 0, target_rows: int = 0
     ) -> list[RemoteCache]:
         """See `Room`; on all workers."""
-        options = {
-            "lengths": list(lengths),
-            "logit_rows": logit_rows,
-            "target_rows": target_rows,
-        }
-        return self._begin("prepare_one_pass", options, [0] * len(lengths), sum(lengths))
+        arguments = list(lengths), logit_rows, target_rows
+        return self._begin("prepare_one_pass", arguments, [0] * len(lengths), sum(lengths))
 
     def _begin(
-        self, method: str, options: dict[str, Any], capacities: Sequence[int], pass_tokens: int
+        self, method: str, arguments: tuple[Any, ...], capacities: Sequence[int], pass_tokens: int
     ) -> list[RemoteCache]:
         numbers = self._runs.numbers(len(capacities))
 
         def prepare() -> None:
             self._drop()
-            told = self._chain.everywhere(method, numbers, options)
+            told = self._chain.everywhere(method, numbers, *arguments)
             self.bytes_pinned, self.weight_bytes = map(sum, zip(*told, strict=True))
 
         with self._one_at_a_time:
@@ -133,35 +118,18 @@ class ClusterModel:
                 RemoteCache(self, number, capacity, pass_tokens, shape, self._repairs)
                 for number, capacity in zip(numbers, capacities, strict=True)
             ]
-            self._runs.add(Run(method, numbers, options, set(numbers)), caches)
+            self._runs.add(Run(method, numbers, arguments, set(numbers)), caches)
         return caches
 
-    def has_room(
-        self,
-        *,
-        cache_tokens: Sequence[int],
-        pass_tokens: int,
-        logit_rows: int,
-        longest: int = 0,
-        draft: Draft | None = None,
-        resident: bool = False,
-    ) -> bool:
+    def has_room(self, needs: Needs, *, resident: bool = False) -> bool:
         """See `Room`; on all workers."""
-        options = {
-            "cache_tokens": list(cache_tokens),
-            "pass_tokens": pass_tokens,
-            "logit_rows": logit_rows,
-            "longest": longest,
-            "resident": resident,
-        }
-        return self._all("has_room", options)
+        return self._all("has_room", replace(needs, draft=None), resident)
 
     def has_room_for_pass(
         self, tokens: int, longest: int, *, target_rows: int, resident: bool
     ) -> bool:
         """See `Room`; on all workers."""
-        options = {"target_rows": target_rows, "resident": resident}
-        return self._all("has_room_for_pass", tokens, longest, options)
+        return self._all("has_room_for_pass", tokens, longest, target_rows, resident)
 
     def _all(self, method: str, *arguments: Any) -> bool:
         def ask() -> bool:
@@ -323,7 +291,7 @@ class ClusterModel:
         new = [place for place, name in enumerate(chain.names) if name not in self._known]
         for run in self._runs.going_on:
             given_up = [number for number in run.numbers if number not in run.held]
-            chain.results([chain.submit(i, run.method, run.numbers, run.options) for i in new])
+            chain.results([chain.submit(i, run.method, run.numbers, *run.arguments) for i in new])
             chain.results([chain.submit(i, "drop", given_up) for i in new])
         self._known = set(chain.names)
 

@@ -16,13 +16,13 @@ class Run:
     Attributes:
         method: by which.
         numbers: of its caches.
-        options: as they were given.
+        arguments: of it.
         held: numbers of the caches that somebody holds.
     """
 
     method: str
     numbers: list[int]
-    options: dict[str, Any]
+    arguments: tuple[Any, ...]
     held: set[int]
 
 

@@ -3,6 +3,7 @@
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from numpy_bloom.cluster.workers import LostError
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.model.cache import Cache, KVCache
 from numpy_bloom.model.config import BloomConfig
+from numpy_bloom.model.memory import Needs
 from numpy_bloom.model.model import Model
 from numpy_bloom.model.passes import Leg
 from numpy_bloom.weights.dtypes import Floats
@@ -65,27 +67,35 @@ class Share:
         """
         self._model.turn(memory)
 
-    def prepare(self, numbers: Sequence[int], options: Mapping[str, Any]) -> tuple[int, int]:
+    def prepare(self, numbers: Sequence[int], needs: Needs) -> tuple[int, int]:
         """`Model.prepare`, its caches known by numbers from now on.
 
         Returns:
             Bytes of weights that are pinned, and of all weights that its passes use.
         """
-        return self._keep(numbers, self._model.prepare(**self._own(options)))
+        return self._keep(numbers, self._model.prepare(self._own(needs)))
 
     def prepare_one_pass(
-        self, numbers: Sequence[int], options: Mapping[str, Any]
+        self, numbers: Sequence[int], lengths: Sequence[int], logit_rows: int, target_rows: int
     ) -> tuple[int, int]:
         """`Model.prepare_one_pass`, in the same way."""
-        return self._keep(numbers, self._model.prepare_one_pass(**self._own(options)))
+        caches = self._model.prepare_one_pass(
+            lengths=lengths,
+            logit_rows=logit_rows * self._unembeds,
+            target_rows=target_rows * self._unembeds,
+        )
+        return self._keep(numbers, caches)
 
-    def has_room(self, options: Mapping[str, Any]) -> bool:
+    def has_room(self, needs: Needs, resident: bool) -> bool:
         """`Model.has_room`."""
-        return self._model.has_room(**self._own(options))
+        return self._model.has_room(self._own(needs), resident=resident)
 
-    def has_room_for_pass(self, tokens: int, longest: int, options: Mapping[str, Any]) -> bool:
+    def has_room_for_pass(
+        self, tokens: int, longest: int, target_rows: int, resident: bool
+    ) -> bool:
         """`Model.has_room_for_pass`."""
-        return self._model.has_room_for_pass(tokens, longest, **self._own(options))
+        rows = target_rows * self._unembeds
+        return self._model.has_room_for_pass(tokens, longest, target_rows=rows, resident=resident)
 
     def drop(self, numbers: Sequence[int]) -> None:
         """Nobody holds these caches any more."""
@@ -125,10 +135,9 @@ class Share:
         with self._one_at_a_time:
             self._caches[number].copy_prefix(self._caches[other], tokens, known)
 
-    def _own(self, options: Mapping[str, Any]) -> dict[str, Any]:
+    def _own(self, needs: Needs) -> Needs:
         """Of rows that meet the vocabulary only the worker knows that has the head."""
-        rows = {} if self._unembeds else {"logit_rows": 0, "target_rows": 0}
-        return {name: rows.get(name, value) for name, value in options.items()}
+        return needs if self._unembeds else replace(needs, logit_rows=0)
 
     def _keep(self, numbers: Sequence[int], caches: Sequence[Any]) -> tuple[int, int]:
         self._caches.update(zip(numbers, caches, strict=True))

@@ -4,12 +4,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 
 from numpy_bloom.generation.continuation import Continuation, PassStats, Token
 from numpy_bloom.model.cache import SequenceCache
+from numpy_bloom.model.memory import Needs
 from numpy_bloom.model.model import check_finite
 from numpy_bloom.model.passes import Tap, no_tap
 from numpy_bloom.model.runner import Runner
@@ -100,10 +100,8 @@ class Batch:
         while self._waiting:
             text = self._waiting[0]
             text.end()  # it holds something if Ctrl-C came while it joined
-            if (
-                text.source is not None and text.source.length == 0
-            ):  # in the next pass it has the prompt
-                return
+            if text.source is not None and text.source.length == 0:
+                return  # in the next pass it has the prompt
             if self._active and tokens >= PASS_TOKENS:
                 return
             ids = len(text.prompt_token_ids) + len(text.token_ids)
@@ -112,17 +110,17 @@ class Batch:
             if self._active and not text.drafter.has_room(ids + 1, text.cache_tokens):
                 return
             text.drafter.begin(ids + 1, text.cache_tokens)
-            room: dict[str, Any] = {
-                "cache_tokens": [text.cache_tokens],
-                "pass_tokens": tokens,
-                "longest": max((one.cache_tokens for one in self._active), default=0),
-                "logit_rows": sum(one.most_rows for one in [*self._active, text]),
-                "draft": text.drafter.model,
-            }
-            if self._active and not self._model.has_room(**room):
+            needs = Needs(
+                [text.cache_tokens],
+                pass_tokens=tokens,
+                logit_rows=sum(one.most_rows for one in [*self._active, text]),
+                longest=max((one.cache_tokens for one in self._active), default=0),
+                draft=text.drafter.model,
+            )
+            if self._active and not self._model.has_room(needs):
                 text.end()
                 return
-            (cache,) = self._model.prepare(**room)
+            (cache,) = self._model.prepare(needs)
             text.begin(cache)
             self._active.append(self._waiting.popleft())
 

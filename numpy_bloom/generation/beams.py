@@ -14,6 +14,7 @@ from numpy_bloom.generation.loop import Generation
 from numpy_bloom.generation.sampling import SamplingOptions, penalize_repetition
 from numpy_bloom.generation.seats import Seat, seated
 from numpy_bloom.generation.text import TextStream
+from numpy_bloom.model.memory import Needs
 from numpy_bloom.model.model import check_finite
 from numpy_bloom.model.runner import Runner
 from numpy_bloom.weights.dtypes import Floats
@@ -216,11 +217,12 @@ class BeamSearch(Generation):
         self._options = options
         self._beams = START
         count = options.num_beams
-        caches = model.prepare(
-            cache_tokens=[self._continuation.cache_tokens] * count,
+        needs = Needs(
+            [self._continuation.cache_tokens] * count,
             pass_tokens=max(len(prompt_token_ids), count),
             logit_rows=count,
         )
+        caches = model.prepare(needs)
         self._seats = [Seat(cache) for cache in caches]
 
     def _next_token(self) -> Token | None:

@@ -1,13 +1,14 @@
 """Guesses at the next tokens, which one pass of the model then verifies all at once."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.generation.sampling import SamplingOptions, draw, next_token_distribution
 from numpy_bloom.model.cache import SequenceCache
+from numpy_bloom.model.memory import Needs
 from numpy_bloom.model.runner import Runner
 from numpy_bloom.weights.dtypes import Floats
 
@@ -109,7 +110,7 @@ class DraftModel(Drafter):
         self._cached: list[int] = []  # what the cache holds
 
     def has_room(self, tokens: int, capacity: int) -> bool:
-        return self.model.has_room(**_room(tokens, capacity), resident=True)
+        return self.model.has_room(_needs(tokens, capacity), resident=True)
 
     def begin(self, tokens: int, capacity: int) -> None:
         if not self.has_room(tokens, capacity):
@@ -117,7 +118,7 @@ class DraftModel(Drafter):
                 f"the draft model needs more than the {self.model.memory / 1e6:,.1f} MB of memory "
                 "that it may use, to be held there whole; choose a smaller one"
             )
-        (self._cache,) = self.model.prepare(**_room(tokens, capacity))
+        (self._cache,) = self.model.prepare(_needs(tokens, capacity))
 
     def end(self) -> None:
         self._cache, self._cached = None, []
@@ -145,10 +146,5 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     return next((place for place, (x, y) in pairs if x != y), min(len(a), len(b)))
 
 
-def _room(tokens: int, capacity: int) -> dict[str, Any]:
-    """What `Model.prepare` is to be asked for."""
-    return {
-        "cache_tokens": [capacity],
-        "pass_tokens": min(tokens, capacity),
-        "logit_rows": 1,
-    }
+def _needs(tokens: int, capacity: int) -> Needs:
+    return Needs([capacity], pass_tokens=min(tokens, capacity), logit_rows=1)

@@ -1,6 +1,9 @@
-"""What a pass needs in memory besides its weights: an upper estimate, made before it starts."""
+"""What runs need in memory besides weights: an upper estimate, made before they start."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 from numpy_bloom.model.config import BloomConfig
 from numpy_bloom.model.passes import SLICE_TOKENS
@@ -19,6 +22,33 @@ LIVE_WIDE = 4
 LIVE_LOGITS = 14
 """Arrays of (V,) float32 while a token is chosen: logits, penalized, scaled and filtered ones,
 their order, sums and probabilities, of which some are twice as wide."""
+
+
+class Draft(Protocol):
+    """Another model, of whose memory a run makes use."""
+
+    @property
+    def resident_bytes(self) -> int:
+        """What it takes of it."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a run of many passes has to have room for.
+
+    Attributes:
+        cache_tokens: for each sequence the tokens that its cache is to hold.
+        pass_tokens: T of the largest pass, those of other sequences included.
+        logit_rows: rows of V that it takes, of logits and of guesses.
+        longest: tokens of the longest of the other sequences.
+        draft: another model, of whose memory the run makes use.
+    """
+
+    cache_tokens: Sequence[int]
+    pass_tokens: int
+    logit_rows: int
+    longest: int = 0
+    draft: Draft | None = None
 
 
 def pass_bytes(config: BloomConfig, tokens: int, longest: int, threads: int, scratch: int) -> int:

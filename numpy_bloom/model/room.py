@@ -5,25 +5,16 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
 
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.model.cache import Cache, KVCache, OnePassCache
 from numpy_bloom.model.config import BloomConfig
-from numpy_bloom.model.memory import logit_bytes, pass_bytes, score_bytes
+from numpy_bloom.model.memory import Draft, Needs, logit_bytes, pass_bytes, score_bytes
 from numpy_bloom.model.parameters import bloom_parameters
 from numpy_bloom.weights.store import WeightStore
 
 OnWeights = Callable[[str, int], None]
 """An onlooker: gets the name of some weights, and their bytes, when a pass comes to use them."""
-
-
-class Draft(Protocol):
-    """Another model, of whose memory a run makes use."""
-
-    @property
-    def resident_bytes(self) -> int:
-        """What it takes of it."""
 
 
 class Room:
@@ -98,23 +89,8 @@ class Room:
             finally:
                 self._holder = 0
 
-    def prepare(
-        self,
-        *,
-        cache_tokens: Sequence[int],
-        pass_tokens: int,
-        logit_rows: int,
-        longest: int = 0,
-        draft: Draft | None = None,
-    ) -> list[KVCache]:
+    def prepare(self, needs: Needs) -> list[KVCache]:
         """Make room for a run of many passes: pin as many weights as fit beside all else.
-
-        Args:
-            cache_tokens: for each sequence the tokens that its cache is to hold.
-            pass_tokens: T of the largest pass, those of other sequences included.
-            logit_rows: rows of V that it takes, of logits and of guesses.
-            longest: tokens of the longest of the other sequences.
-            draft: another model, of whose memory the run makes use.
 
         Returns:
             For each sequence its empty cache. The run is over when nobody holds any of them.
@@ -122,12 +98,11 @@ class Room:
         Raises:
             NumpyBloomError: the run does not fit; the message tells the least that it needs.
         """
-        longest = max(longest, *cache_tokens)
-        working = self.working_bytes(pass_tokens, longest, logit_rows=logit_rows)
+        working = self._largest_pass(needs)
         with self.alone():
-            self._make_room(sum(cache_tokens), working, draft)
-            caches = [KVCache(self.config, tokens, self.blocks) for tokens in cache_tokens]
-            self._runs.update(dict.fromkeys(caches, (working, draft)))
+            self._make_room(sum(needs.cache_tokens), working, needs.draft)
+            caches = [KVCache(self.config, tokens, self.blocks) for tokens in needs.cache_tokens]
+            self._runs.update(dict.fromkeys(caches, (working, needs.draft)))
         return caches
 
     def prepare_one_pass(
@@ -182,26 +157,14 @@ class Room:
             nbytes += score_bytes(config, target_rows, threads, tile_rows)
         return nbytes
 
-    def has_room(
-        self,
-        *,
-        cache_tokens: Sequence[int],
-        pass_tokens: int,
-        logit_rows: int,
-        longest: int = 0,
-        draft: Draft | None = None,
-        resident: bool = False,
-    ) -> bool:
+    def has_room(self, needs: Needs, *, resident: bool = False) -> bool:
         """Whether `prepare` would succeed and, if all weights are in memory, leave them there.
 
         Args:
+            needs: of the run.
             resident: whether it must bring all weights there.
-
-        The others are those of `prepare`.
         """
-        longest = max(longest, *cache_tokens)
-        working = self.working_bytes(pass_tokens, longest, logit_rows=logit_rows)
-        needed = self._needed(sum(cache_tokens), working, draft)
+        needed = self._needed(sum(needs.cache_tokens), self._largest_pass(needs), needs.draft)
         resident = resident or self.bytes_pinned == self.stream.nbytes
         return needed + self._least_weights(resident=resident) <= self.memory
 
@@ -255,6 +218,10 @@ class Room:
     def watch(self, on_weights: OnWeights) -> None:
         """Tell an onlooker how far passes come, in place of the one before."""
         self.stream.on_chunk = lambda chunk: on_weights(chunk.path.stem, chunk.nbytes)
+
+    def _largest_pass(self, needs: Needs) -> int:
+        longest = max(needs.longest, *needs.cache_tokens)
+        return self.working_bytes(needs.pass_tokens, longest, logit_rows=needs.logit_rows)
 
     def _needed(self, cache_tokens: int, working: int, draft: Draft | None = None) -> int:
         """Bytes of all but weights, with the runs that are not over, a new one, and drafts."""

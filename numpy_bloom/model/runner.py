@@ -6,8 +6,9 @@ from typing import Any, Protocol
 from numpy_bloom.model.cache import SequenceCache
 from numpy_bloom.model.config import BloomConfig
 from numpy_bloom.model.forward import TokenIds
+from numpy_bloom.model.memory import Needs
 from numpy_bloom.model.passes import Tap, no_tap
-from numpy_bloom.model.room import Draft, OnWeights
+from numpy_bloom.model.room import OnWeights
 from numpy_bloom.weights.dtypes import Floats
 
 
@@ -40,15 +41,7 @@ class Runner(Protocol):
     def resident_bytes(self) -> int:
         """What runs and all weights take of this process's memory; without drafts."""
 
-    def prepare(
-        self,
-        *,
-        cache_tokens: Sequence[int],
-        pass_tokens: int,
-        logit_rows: int,
-        longest: int = 0,
-        draft: Draft | None = None,
-    ) -> Sequence[SequenceCache]:
+    def prepare(self, needs: Needs) -> Sequence[SequenceCache]:
         """See `Room`."""
 
     def prepare_one_pass(
@@ -56,16 +49,7 @@ class Runner(Protocol):
     ) -> Sequence[Any]:
         """See `Room`."""
 
-    def has_room(
-        self,
-        *,
-        cache_tokens: Sequence[int],
-        pass_tokens: int,
-        logit_rows: int,
-        longest: int = 0,
-        draft: Draft | None = None,
-        resident: bool = False,
-    ) -> bool:
+    def has_room(self, needs: Needs, *, resident: bool = False) -> bool:
         """See `Room`."""
 
     def has_room_for_pass(

@@ -18,6 +18,7 @@ from numpy_bloom.bloom import Bloom
 from numpy_bloom.cluster import chain, workers
 from numpy_bloom.cluster.model import ClusterModel
 from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.model.memory import Needs
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +81,7 @@ def test_a_worker_dies_between_requests(one: Bloom, spread: Bloom) -> None:
     strike(spread, -1)
     assert spread.score(PROMPTS[0]).tobytes() == one.score(PROMPTS[0]).tobytes()
     strike(spread, 0)
-    assert spread.model.has_room(cache_tokens=[5], pass_tokens=5, logit_rows=1)
+    assert spread.model.has_room(Needs([5], pass_tokens=5, logit_rows=1))
 
 
 def test_a_worker_dies_when_its_result_is_on_its_way(
@@ -170,13 +171,13 @@ def test_rebuilding_takes_no_larger_passes_than_the_run(
 
 
 def test_a_new_share_keeps_no_cache_that_nobody_holds(spread: Bloom) -> None:
-    model, room = spread.model, {"pass_tokens": 4, "logit_rows": 1}
-    kept, given_up = model.prepare(cache_tokens=[8, 8], **room)
+    model, needs = spread.model, Needs([8, 8], pass_tokens=4, logit_rows=1)
+    kept, given_up = model.prepare(needs)
     del given_up
     for place in (None, 0):
         if place is not None:
             strike(spread, place)
-        assert model.has_room(cache_tokens=[8], **room)
+        assert model.has_room(needs)
         assert len(set(caches_held(spread))) == 1
     model.run([np.array(PROMPTS[0][:4])], [kept])
 

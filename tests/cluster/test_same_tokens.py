@@ -13,6 +13,7 @@ from conversions import converted
 import numpy_bloom
 from numpy_bloom.bloom import Bloom
 from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.model.memory import Needs
 from numpy_bloom.perplexity import Windows, score_windows, windows_per_pass
 
 
@@ -123,7 +124,7 @@ def test_what_is_over_gives_its_memory_back(both: Both) -> None:
     assert len(model._runs.going_on) == 1
     del generation
     both.spread(PROMPTS[0])
-    model.has_room(cache_tokens=[1], pass_tokens=1, logit_rows=1)
+    model.has_room(Needs([1], pass_tokens=1, logit_rows=1))
     assert model._runs.going_on == []
     assert set(caches_held(both.spread)) == {0}
 

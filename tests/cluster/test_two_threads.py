@@ -12,11 +12,12 @@ from dials import in_many_pieces
 
 from numpy_bloom.cluster.share import Share, Travelling
 from numpy_bloom.model.config import read_config
+from numpy_bloom.model.memory import Needs
 from numpy_bloom.model.passes import Leg
 
 IDS = np.array([5, 6, 7, 8], dtype=np.int64)
 LEG = Leg([len(IDS)], embeds=True, rows=np.array([3]), unembeds=True)
-RUN = {"cache_tokens": [8], "pass_tokens": len(IDS), "logit_rows": 1}
+RUN = Needs([8], pass_tokens=len(IDS), logit_rows=1)
 
 
 class WatchedLock:
