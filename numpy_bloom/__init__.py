@@ -7,6 +7,7 @@ with numpy_bloom.load() as model:  # the demo model
         print(token.text, end="")
 """
 
+from numpy_bloom import interrupts  # noqa: F401  (before all that takes time)
 from numpy_bloom.bloom import Bloom
 from numpy_bloom.errors import NumpyBloomError, OptionError
 from numpy_bloom.loading import load

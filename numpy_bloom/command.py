@@ -8,14 +8,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from numpy_bloom import interrupts
 from numpy_bloom.errors import NumpyBloomError, OptionError
 
 FAILED = 1
 WRONG_USAGE = 2
 """As argparse has it."""
-INTERRUPTED = 130
-"""Exit code after Ctrl-C: 128 + SIGINT, as shells count."""
-
 
 CLUSTER_HELP = (
     "spread the blocks over the workers of the Dask scheduler at tcp://HOST:PORT, or over N "
@@ -35,6 +33,7 @@ def run_command(main: Callable[[], None], name: str) -> int:
         Ctrl-C.
     """
     try:
+        interrupts.begin()
         _prepare_streams()
         with _log_on_stderr():
             main()
@@ -49,7 +48,7 @@ def run_command(main: Callable[[], None], name: str) -> int:
         return _failed(name, f"out of memory; give --memory less. {error}")
     except KeyboardInterrupt:
         print(file=sys.stderr)  # behind the ^C of the terminal
-        return _failed(name, "interrupted", INTERRUPTED)
+        return _failed(name, "interrupted", interrupts.INTERRUPTED)
     return 0
 
 
@@ -81,7 +80,7 @@ def _failed(name: str, text: str, code: int = FAILED) -> int:
     except (OSError, AttributeError):
         # Spares the interpreter's last flush, which would fail once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    kind = "" if code == INTERRUPTED else "error: "
+    kind = "" if code == interrupts.INTERRUPTED else "error: "
     print(f"{name}: {kind}{' '.join(text.split())}", file=sys.stderr)
     return code
 

@@ -1,0 +1,44 @@
+"""Ctrl-C while a command is still being imported: one line, as later on."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+INTERRUPTS = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise SystemExit(3)\n"
+COMMANDS = [
+    *("conversion", "conversion.verify", "conversion.export", "conversion.split"),
+    *(f"numpy_bloom.{name}" for name in ("generate", "evaluate", "benchmark", "trace")),
+]
+
+
+@pytest.mark.parametrize(
+    ("command", "module"),
+    [*((command, "numpy") for command in COMMANDS), ("numpy_bloom.trace", "argparse")],
+)
+def test_one_line(tmp_path: Path, command: str, module: str) -> None:
+    """While the package is imported, and while the command's own module is."""
+    (tmp_path / f"{module}.py").write_text(INTERRUPTS)
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    ended = subprocess.run(
+        [sys.executable, "-m", command, "--help"],
+        env={"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, b"", b"\ninterrupted\n")
+
+
+def test_other_programs_keep_their_own_way(tmp_path: Path) -> None:
+    """Also one that is run as a module and whose package imports ours."""
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/__init__.py").write_text("import numpy_bloom, conversion")
+    program = "import signal; print(signal.getsignal(signal.SIGINT).__name__)"
+    (tmp_path / "other/__main__.py").write_text(program)
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    command = [sys.executable, "-m", "other"]
+    out = subprocess.check_output(command, env={"PYTHONPATH": path}, text=True)
+    assert out == "default_int_handler\n"
