@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -224,7 +225,7 @@ def _check(folder: Folder, name: str) -> None:
     if not is_whole(folder.path / name, folder.manifest["files"][name]):
         raise NumpyBloomError(
             f"{folder.path / name} is not as it was written; "
-            f"for a way out: python -m conversion.verify {folder.path}"
+            f"for a way out: python -m conversion.verify {shlex.quote(str(folder.path))}"
         )
 
 

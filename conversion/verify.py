@@ -1,5 +1,6 @@
 """Command: check a converted folder. `python -m conversion.verify --help`"""
 
+import shlex
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,7 +35,7 @@ DAMAGED = (
     "missing"
 )
 FOREIGN = "move {files} out of the folder"
-WRONG = "{files} cannot be what a conversion wrote: convert the checkpoint again with --overwrite"
+WRONG = "{files} cannot be what a conversion wrote: convert the checkpoint again: {command}"
 
 
 class Fault(NamedTuple):
@@ -80,18 +81,23 @@ def main() -> None:
 def ways_out(
     faults: Sequence[Fault], target: Path, manifest: Mapping[str, object]
 ) -> Iterator[str]:
-    """For each kind of fault what to do, and with which files."""
-    for way_out in (DAMAGED, FOREIGN, WRONG):
+    """For each kind of fault what to do, and with which files, in the order in which to do it.
+
+    What is wrong must be replaced as a whole, and what is damaged goes with it.
+    """
+    kinds = {fault.way_out for fault in faults}
+    for way_out in (FOREIGN, WRONG if WRONG in kinds else DAMAGED):
         files = list(dict.fromkeys(fault.file for fault in faults if fault.way_out == way_out))
         if files:
             more = f" and {len(files) - MOST_NAMED} more" if len(files) > MOST_NAMED else ""
             named = ", ".join(files[:MOST_NAMED]) + more
-            yield way_out.format(files=named, command=_command(target, manifest))
+            command = _command(target, manifest, " --overwrite" if way_out == WRONG else "")
+            yield way_out.format(files=named, command=command)
 
 
-def _command(target: Path, manifest: Mapping[str, object]) -> str:
+def _command(target: Path, manifest: Mapping[str, object], overwrite: str) -> str:
     """The command that makes a model's files."""
-    command = f"python -m conversion SOURCE {target}"
+    command = f"python -m conversion SOURCE {shlex.quote(str(target))}{overwrite}"
     hint = f"SOURCE was {shown(manifest.get('source'))}"
     for option in ("dtype", "head_dtype"):
         value = manifest.get(option)

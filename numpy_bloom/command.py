@@ -81,7 +81,7 @@ def _failed(name: str, text: str, code: int = FAILED) -> int:
         # Spares the interpreter's last flush, which would fail once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     kind = "" if code == interrupts.INTERRUPTED else "error: "
-    print(f"{name}: {kind}{' '.join(text.split())}", file=sys.stderr)
+    print(f"{name}: {kind}{' '.join(text.splitlines()).strip()}", file=sys.stderr)
     return code
 
 

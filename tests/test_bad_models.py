@@ -112,7 +112,10 @@ DENSE_SHAPE = '"self_attention.dense.weight":{"dtype":"F32","shape":[16,16]'
 
 DAMAGES = [
     (shutil.rmtree, "is not a folder; expected a converted model"),
-    (removed(MANIFEST), "is not a converted model (it has no manifest.json); convert a Hugging"),
+    (
+        removed(MANIFEST),
+        "is not a converted model (it has no manifest.json); if it was one, delete",
+    ),
     (written(MANIFEST, b"{"), MANIFEST),
     (written(MANIFEST, b"[]"), "manifest.json must hold a JSON object, not list"),
     (edited(MANIFEST, lambda m: m.update(format_version=2)), "format_version is 2, expected 1"),

@@ -114,7 +114,8 @@ def test_headers_that_lie(target: Path, change: Callable[[bytes], bytes], run: C
     assert all(str(target / fault.file) in fault.text for fault in faults[1:])
     assert (
         f"; {EMBEDDINGS}, block_000.safetensors cannot be what a conversion wrote: "
-        "convert the checkpoint again with --overwrite\n"
+        f"convert the checkpoint again: python -m conversion SOURCE {target} --overwrite "
+        "--dtype float32 --head-dtype float32 (SOURCE was 'source')\n"
     ) in run(verify, target).err
 
 

@@ -3,6 +3,7 @@
 docs/format.md describes the format for other tools.
 """
 
+import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from numpy_bloom.weights.manifest import (
     check_manifest,
     check_sizes,
     entry_fault,
+    way_out,
 )
 from numpy_bloom.weights.safetensors_file import StoredArray, read_header
 from numpy_bloom.weights.stored_matrix import StoredMatrix
@@ -188,7 +190,7 @@ class Folder:
         entries = manifest["files"]
         wrong = next(listing_faults(entries, blocks), None)
         if wrong:
-            raise NumpyBloomError(f"{path / MANIFEST} {wrong}; convert the checkpoint again")
+            raise NumpyBloomError(f"{path / MANIFEST} {wrong}; {way_out(path)}")
         inside = [block_file(i) for i in (range(blocks) if only is None else only)]
         head = head_files(manifest) if unembeds else []
         wanted = {*inside, *head, *([EMBEDDINGS] if embeds else [])}
@@ -281,7 +283,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     for name, entry in manifest["files"].items():
         fault = entry_fault(name, entry)
         if fault:
-            raise NumpyBloomError(f"{path / MANIFEST} {fault}; convert the checkpoint again")
+            raise NumpyBloomError(f"{path / MANIFEST} {fault}; {way_out(path)}")
     return manifest
 
 
@@ -298,9 +300,20 @@ def parse_manifest(path: Path) -> dict[str, Any]:
         )
     if not (path / MANIFEST).is_file():
         raise NumpyBloomError(
-            f"{path} is not a converted model (it has no {MANIFEST}); "
-            f"convert a Hugging Face checkpoint with: python -m conversion {path} TARGET"
+            f"{path} is not a converted model (it has no {MANIFEST}); {_made_by(path)}"
         )
-    manifest = read_json(path / MANIFEST)
+    try:
+        manifest = read_json(path / MANIFEST)
+    except NumpyBloomError as error:
+        raise NumpyBloomError(f"{error}; {way_out(path)}") from error
     check_manifest(manifest, path / MANIFEST)
     return manifest
+
+
+def _made_by(path: Path) -> str:
+    """The command that makes a model of, or in, a folder that is none."""
+    quoted = shlex.quote(str(path))
+    if any((path / name).exists() for name in (EMBEDDINGS, block_file(0), FINAL_LAYERNORM)):
+        return f"if it was one, delete it and run python -m conversion SOURCE {quoted}"
+    source = quoted if (path / "config.json").exists() else "SOURCE"
+    return f"convert a Hugging Face checkpoint with: python -m conversion {source} TARGET"

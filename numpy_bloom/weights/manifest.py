@@ -1,6 +1,7 @@
 """The list of a converted model's files, and whether they are there as it says."""
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,16 @@ def check_manifest(manifest: dict[str, Any], path: Path) -> None:
     if type(version) is not int or version != FORMAT_VERSION:  # True is 1, too
         raise NumpyBloomError(
             f"{path}: format_version is {shown(version)}, expected {FORMAT_VERSION}; "
-            "convert the checkpoint again"
+            f"{way_out(path.parent)}"
         )
     if not isinstance(manifest.get("files"), dict):
-        raise NumpyBloomError(f"{path}: 'files' is missing; convert the checkpoint again")
+        raise NumpyBloomError(f"{path}: 'files' is missing; {way_out(path.parent)}")
+
+
+def way_out(folder: Path) -> str:
+    """What to do about a converted model whose manifest cannot be trusted."""
+    command = f"python -m conversion SOURCE {shlex.quote(str(folder))} --overwrite"
+    return f"convert the checkpoint again: {command}"
 
 
 def entry_fault(name: str, entry: object) -> str | None:
