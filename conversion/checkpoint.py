@@ -13,6 +13,7 @@ from numpy_bloom.weights.safetensors_file import read_header
 
 __all__ = [
     "INDEX_SUFFIX",
+    "WEIGHTS",
     "SourceTensor",
     "find_shards",
     "names_in",

@@ -1,9 +1,10 @@
 """Where a checkpoint comes from: what a conversion asks of it, and a local folder that answers."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from conversion.checkpoint import names_in
+from conversion.checkpoint import WEIGHTS, names_in
 from numpy_bloom.errors import NumpyBloomError
 
 COPIED = (
@@ -50,31 +51,24 @@ class Source(Protocol):
 class LocalSource:
     """A folder. Its shards stay, unless they are to be deleted.
 
-    Links may stay within it, or be those of the hub's cache; else a checkpoint could have any file
-    of this machine copied, or read in place of its own.
+    Links that are read may stay within it, or be those of the hub's cache; else a checkpoint could
+    have any file of this machine copied, or read in place of its own.
 
     Raises:
-        NumpyBloomError: it cannot be read, a link leads out of it or to nothing, or is to be
-            deleted.
+        NumpyBloomError: it cannot be read, or a link that is read leads out of it or to nothing.
     """
 
     def __init__(self, folder: Path, *, drops: bool) -> None:
         self.name = folder.resolve().name
         self.folder = folder
         self.drops = drops
-        names = names_in(folder)
-        for name in names:
-            if (folder / name).is_symlink():
-                _check_link(folder / name)
-        self.sizes = {
-            name: (folder / name).stat().st_size for name in names if not (folder / name).is_dir()
-        }
-        links = [name for name in self.sizes if drops and (folder / name).is_symlink()]
-        if links:
-            raise NumpyBloomError(
-                f"{folder / links[0]} is a link; expected a file that can be deleted. Name the "
-                "folder that it points to, or do without --delete-source"
-            )
+        for name in (*COPIED, *WEIGHTS):
+            _check_link(folder / name)
+        self.sizes = {}
+        for name in names_in(folder):
+            with suppress(OSError):  # of a link to nothing, and of no interest
+                if not (folder / name).is_dir():
+                    self.sizes[name] = (folder / name).stat().st_size
 
     def identity(self, name: str) -> object:
         """Size and time of the last change."""
@@ -85,7 +79,17 @@ class LocalSource:
         return False
 
     def fetch(self, name: str) -> None:
-        """It is there or it is missing."""
+        """It is there or it is missing.
+
+        Raises:
+            NumpyBloomError: it is a link that leads elsewhere, or that is to be deleted.
+        """
+        _check_link(self.folder / name)
+        if self.drops and (self.folder / name).is_symlink():
+            raise NumpyBloomError(
+                f"{self.folder / name} is a link; expected a file that can be deleted. Name the "
+                "folder that it points to, or do without --delete-source"
+            )
 
     def drop(self, name: str) -> None:
         """Delete a file.
@@ -103,7 +107,7 @@ class LocalSource:
 
 
 def _check_link(link: Path) -> None:
-    """See that a link stays within its folder.
+    """See that a file, if it is a link, stays within its folder.
 
     In the hub's cache, the files of `snapshots/<commit>` are links to `../../blobs/<checksum>`
     (https://huggingface.co/docs/huggingface_hub/guides/manage-cache).
@@ -111,6 +115,8 @@ def _check_link(link: Path) -> None:
     Raises:
         NumpyBloomError: it does not, or leads to nothing.
     """
+    if not link.is_symlink():
+        return
     folder = link.parent.resolve()
     try:
         goal = link.resolve(strict=True)

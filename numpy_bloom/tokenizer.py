@@ -5,6 +5,7 @@ expression that takes years; some values make the library abort. So only what BL
 are made of gets to it: a byte-level BPE, and a few parts of known cost.
 """
 
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
             "takes and gives token ids"
         )
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_buffer(path.read_bytes().removeprefix(BOM_UTF8))
     except BaseException as error:
         raise _told(error, f"cannot read {path}") from error
     tokenizer.no_padding()

@@ -50,7 +50,7 @@ CONFIGS = [
         "config-nan",
         "a number that JSON does not have",
         updated(CONFIG, layer_norm_epsilon=float("nan")),
-        "cannot read {folder}/config.json: NaN is no JSON",
+        "config.json: layer_norm_epsilon is nan, expected 0 < x < 1",
     ),
     Hostile(
         "config-infinite",

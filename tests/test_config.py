@@ -130,7 +130,7 @@ def test_two_keys_of_one_size(size: str, key: str) -> None:
         ),
         ({"slow_but_exact": True, "pretraining_tp": 4}, "slow_but_exact"),
         ({"slow_but_exact": True, "pretraining_tp": "4"}, "slow_but_exact"),
-        ({"eos_token_id": -1}, "eos_token_id is -1"),
+        ({"eos_token_id": [-1.0]}, "eos_token_id is [-1.0]"),
         ({"eos_token_id": "</s>"}, "eos_token_id is '</s>'"),
         ({"eos_token_id": [2, None]}, "eos_token_id is [2, None]"),
         ({"eos_token_id": 2.0}, "eos_token_id is 2.0"),
@@ -164,6 +164,11 @@ ENDS = [
     ({"eos_token_id": 7}, {"eos_token_id": 5}, (5,)),
     ({"eos_token_id": 7}, {"eos_token_id": [5, 6]}, (5, 6)),
     ({"eos_token_id": None}, {"eos_token_id": 5}, (5,)),
+    # transformers warns that a text ends nowhere (or at the others), and goes on.
+    ({"eos_token_id": 7}, {"eos_token_id": -1}, ()),
+    ({"eos_token_id": 7}, {"eos_token_id": [-1, 5]}, (5,)),
+    ({"eos_token_id": -1}, None, ()),
+    ({"eos_token_id": -1}, {}, ()),
 ]
 
 

@@ -45,7 +45,7 @@ class BloomConfig:
         layer_norm_epsilon: added to the variance in every layer norm.
         apply_residual_connection_post_layernorm: where a block's residual branches off: after the
             layer norm (true) or before it (false, all published models).
-        eos_token_ids: the ids that end a text; empty if the config names none.
+        eos_token_ids: the ids that end a text; empty if the config names none, or a negative one.
     """
 
     hidden_size: int
@@ -124,13 +124,15 @@ def _size(values: Mapping[str, Any], keys: tuple[str, ...], most: int) -> int:
 def eos_token_ids(value: Any, name: str) -> tuple[int, ...]:
     """What a config's `eos_token_id` may be: absent (None), one token id or a list of them.
 
+    At a negative one no text ends, as in transformers (`GenerationMixin._prepare_special_tokens`).
+
     Raises:
         NumpyBloomError: anything else; the message begins with `name`.
     """
     ids = [] if value is None else value if isinstance(value, list) else [value]
-    if not all(type(i) is int and i >= 0 for i in ids):
+    if not all(type(i) is int for i in ids):
         raise NumpyBloomError(f"{name} is {value!r}, expected a token id or a list of them")
-    return tuple(ids)
+    return tuple(i for i in ids if i >= 0)
 
 
 def read_config(folder: Path) -> BloomConfig:
@@ -142,7 +144,8 @@ def read_config(folder: Path) -> BloomConfig:
     config = BloomConfig.from_dict(read_json(folder / "config.json"))
     generation = folder / "generation_config.json"
     if generation.exists() or generation.is_symlink():
-        name = f"{generation}: eos_token_id"
-        eos = eos_token_ids(read_json(generation).get("eos_token_id"), name)
-        config = replace(config, eos_token_ids=eos or config.eos_token_ids)
+        eos = read_json(generation).get("eos_token_id")
+        if eos is not None:
+            ids = eos_token_ids(eos, f"{generation}: eos_token_id")
+            config = replace(config, eos_token_ids=ids)
     return config

@@ -47,7 +47,10 @@ def read_bounded(path: Path, most: int) -> bytes:
 
 
 def parse_json(content: bytes) -> Any:
-    """JSON as the standard has it: UTF-8, keys that differ, finite numbers.
+    """JSON in UTF-8, with keys that differ.
+
+    A byte order mark, NaN and Infinity, which the standard does not have, are let pass: other tools
+    write them, and whoever reads a number sees to it that it is right.
 
     Raises:
         ValueError: it is not, or it is deep, or has so many parts that they would take many times
@@ -57,7 +60,7 @@ def parse_json(content: bytes) -> Any:
     if items > MOST_ITEMS:
         raise ValueError(f"some {items:,} values, expected at most {MOST_ITEMS:,}")
     try:
-        value = json.loads(content.decode(), object_pairs_hook=_unique, parse_constant=_refuse)
+        value = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_unique)
     except RecursionError as error:
         raise ValueError(f"more than {MOST_DEPTH} objects and arrays in each other") from error
     depth, level = 0, _containers([value])
@@ -83,7 +86,3 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         [(twice, _)] = Counter(key for key, _ in pairs).most_common(1)
         raise ValueError(f"the key {twice!r} occurs twice in one object")
     return values
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
