@@ -18,14 +18,13 @@ from conversion.target import check_apart, check_space, free_bytes
 from conversion.writer import FolderWriter
 from numpy_bloom.command import parser, run_command
 from numpy_bloom.errors import NumpyBloomError
-from numpy_bloom.model.config import BloomConfig
+from numpy_bloom.model.config import read_config
 from numpy_bloom.weights.dtypes import STORED, Stored, narrow
 from numpy_bloom.weights.folder import (
     LM_HEAD,
     ArrayFile,
     Folder,
     listed_files,
-    read_json,
     read_manifest,
 )
 from numpy_bloom.weights.safetensors_file import Spec, StoredArray
@@ -154,15 +153,14 @@ def export(
 def _opened(target: Path) -> tuple[Folder, dict[str, list[Tensor]]]:
     """The model, and its tensors by the shards to which they go."""
     read_manifest(target)  # first of all: is it a converted model?
-    values = read_json(target / "config.json")
-    config = BloomConfig.from_dict(values)
+    config = read_config(target)
     sizes = config.num_hidden_layers, config.hidden_size, config.vocab_size
     folder = Folder.open(target, *sizes)
     files = [
         [_tensor(folder, file, name) for name in file.shapes]
         for file in listed_files(folder.manifest["files"], *sizes)
     ]
-    if values.get("tie_word_embeddings") is False and LM_HEAD not in folder.matrices:
+    if not config.tie_word_embeddings and LM_HEAD not in folder.matrices:
         embeddings = files[0][0]
         files.append([embeddings._replace(name=HEAD_WEIGHT)])  # else transformers makes up a head
     return folder, _cut(files)

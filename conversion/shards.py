@@ -1,7 +1,6 @@
 """A checkpoint that is there one shard at a time: what lies where, and what is needed."""
 
 from collections.abc import Iterable
-from typing import Any
 
 from conversion.checkpoint import SourceTensor, find_shards, open_shards, strip_prefix
 from conversion.source import COPIED, Source
@@ -36,11 +35,10 @@ class Checkpoint:
     def __init__(self, source: Source) -> None:
         self._source = source
         self.config = read_config(source.folder)
-        self._values: dict[str, Any] = read_json(source.folder / "config.json")
         for name in COPIED:
             if name in source.sizes and name != TOKENIZER:
                 read_json(source.folder / name)
-        read_tokenizer(source.folder)
+        read_tokenizer(source.folder, self.config.vocab_size)
         self.shards = find_shards(source.folder, source.sizes)
         listed = {name: file for file, names in self.shards.items() for name in names}
         self._places = strip_prefix(listed)  # nothing, of a single file that is not opened
@@ -96,7 +94,7 @@ class Checkpoint:
         known = {name: tensor.shape for name, tensor in self.tensors.items()}
         found = {name: known.get(name, expected.get(name, ())) for name in self._places}
         check_shapes(found, expected, self._source.folder)
-        if self._values.get("tie_word_embeddings") is False and HEAD_WEIGHT not in self._places:
+        if not self.config.tie_word_embeddings and HEAD_WEIGHT not in self._places:
             raise NumpyBloomError(
                 f"{self._source.folder}: config.json says that the head is not the word embeddings "
                 "(tie_word_embeddings is false), but 'lm_head.weight' is missing"

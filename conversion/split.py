@@ -12,8 +12,8 @@ from conversion.target import PARTIAL, beside
 from numpy_bloom.cluster.plan import Part, Sizes, Worker, deal, needed_files
 from numpy_bloom.command import parser, run_command
 from numpy_bloom.errors import NumpyBloomError, OptionError, check_whole
-from numpy_bloom.model.config import BloomConfig
-from numpy_bloom.weights.folder import read_json, read_manifest
+from numpy_bloom.model.config import read_config
+from numpy_bloom.weights.folder import read_manifest
 from numpy_bloom.weights.manifest import ARRAYS_SUFFIX, MANIFEST
 
 
@@ -45,8 +45,7 @@ def split(target: Path, parts: int) -> list[tuple[Path, Part]]:
     """
     check_whole("parts", parts, 1)
     manifest = read_manifest(target)
-    config = BloomConfig.from_dict(read_json(target / "config.json"))
-    sizes = Sizes.of(manifest, config.num_hidden_layers)
+    sizes = Sizes.of(manifest, read_config(target).num_hidden_layers)
     names = frozenset(name for name in manifest["files"] if (target / name).is_file())
     dealt = deal([Worker(f"{i:04d}", 1, 1, names) for i in range(parts)], sizes, target)
     if len(dealt) < parts:

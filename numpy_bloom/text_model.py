@@ -45,7 +45,7 @@ class TextModel:
         manifest = read_manifest(folder)  # first of all: is it a converted model?
         self.config = read_config(folder)
         self.fingerprint = fingerprint(manifest, self.config)
-        self.tokenizer = read_tokenizer(folder)
+        self.tokenizer = read_tokenizer(folder, self.config.vocab_size)
         self._folder = folder
         self.model = open_model(folder, self.config)
 

@@ -39,30 +39,40 @@ EXPRESSIONS = (
 )
 """Regular expressions by which a text may be split; others may take forever on some text."""
 
+WITHOUT = "without this file a model takes and gives token ids"
+"""The way out for whom the tokenizer is not worth more."""
+
 OTHERS = {"version", "truncation", "padding", "added_tokens", "model"}
 MODEL = {"type", "unk_token", "fuse_unk", "byte_fallback", "ignore_merges", "vocab", "merges"}
 ABSENT = {"dropout", "continuing_subword_prefix", "end_of_word_suffix"}
 """Settings of a BPE that BLOOM's do not use."""
 
 
-def read_tokenizer(folder: Path) -> Tokenizer | None:
+def read_tokenizer(folder: Path, vocab_size: int) -> Tokenizer | None:
     """The tokenizer of a model's folder, if there is one; it neither pads nor cuts texts.
 
     Raises:
-        NumpyBloomError: its file cannot be read, or asks for what no BLOOM needs.
+        NumpyBloomError: its file cannot be read, asks for what no BLOOM needs, or has a token
+            without a row among the `vocab_size` word embeddings.
     """
     path = folder / TOKENIZER
     if not path.exists() and not path.is_symlink():
         return None
-    for fault in _faults(read_json(path, MOST_BYTES)):
-        raise NumpyBloomError(
-            f"{path}: {fault}, which no tokenizer of a BLOOM needs; without this file a model "
-            "takes and gives token ids"
-        )
+    values = read_json(path, MOST_BYTES)
+    for fault in _faults(values):
+        raise NumpyBloomError(f"{path}: {fault}, which no tokenizer of a BLOOM needs; {WITHOUT}")
     try:
         tokenizer = Tokenizer.from_buffer(path.read_bytes().removeprefix(BOM_UTF8))
     except BaseException as error:
         raise _told(error, f"cannot read {path}") from error
+    added = [token["id"] for token in values.get("added_tokens") or []]
+    # The library numbers added tokens itself.
+    last = max(*values["model"]["vocab"].values(), *added, *tokenizer.get_added_tokens_decoder(), 0)
+    if last >= vocab_size:
+        raise NumpyBloomError(
+            f"{path}: it has the token id {last:,}, expected ids below {vocab_size:,}, the "
+            f"vocab_size in config.json; {WITHOUT}"
+        )
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer

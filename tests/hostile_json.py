@@ -116,6 +116,19 @@ CONFIGS = [
         "cannot read {folder}/config.json: it is no regular file",
     ),
     Hostile(
+        "config-quantized",
+        "weights that stand for others, in a way that only the config tells",
+        updated(CONFIG, quantization_config={"quant_method": "fp8"}),
+        "config.json: quantization_config is set, so the weights are not what their names say; "
+        "convert the checkpoint that was quantized",
+    ),
+    Hostile(
+        "config-tied",
+        "a head that is the word embeddings for some readers, and not for others",
+        updated(CONFIG, tie_word_embeddings="false"),
+        "config.json: tie_word_embeddings is 'false', expected a boolean",
+    ),
+    Hostile(
         "generation-deep",
         "ends of text, 30 arrays in each other",
         written(GENERATION, '{"eos_token_id": ' + "[" * 30 + "]" * 30 + "}"),

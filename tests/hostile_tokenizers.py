@@ -18,6 +18,10 @@ NEEDS = "which no tokenizer of a BLOOM needs; without this file a model takes an
 REFUSED = "{folder}/tokenizer.json: "
 TWICE = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
 SLOW = {"type": "Split", "pattern": {"Regex": "(a|a|aa)*$"}, "behavior": "Isolated", "invert": 0}
+ADDED = {"id": 276, "content": "<more>", "special": False, "normalized": False} | dict.fromkeys(
+    ("single_word", "lstrip", "rstrip"), False
+)
+MANY = [ADDED | {"id": 4, "content": f"<{number}>"} for number in range(13)]
 TEMPLATE = {
     "type": "TemplateProcessing",
     "single": [{"Sequence": {"id": "A", "type_id": 0}}] * 20_000,
@@ -99,6 +103,27 @@ TOKENIZERS = [
         "an added token of two million characters, for which the library takes 150 MB",
         edited(TOKENIZER, lambda v: v["added_tokens"][0].update(content="ab" * 1_000_000)),
         REFUSED + "it has more than 1,000,000 characters beside its vocabulary, " + NEEDS,
+    ),
+    Hostile(
+        "tokenizer-added-beyond",
+        "an added token that has no row in the word embeddings",
+        edited(TOKENIZER, lambda v: v["added_tokens"].append(ADDED)),
+        REFUSED + "it has the token id 276, expected ids below 276, the vocab_size in config.json; "
+        "without this file a model takes and gives token ids",
+    ),
+    Hostile(
+        "tokenizer-added-many",
+        "so many tokens with numbers of others that they get some beyond",
+        edited(TOKENIZER, lambda v: v["added_tokens"].extend(MANY)),
+        REFUSED + "it has the token id 276, expected ids below 276, the vocab_size in config.json; "
+        "without this file a model takes and gives token ids",
+    ),
+    Hostile(
+        "tokenizer-vocabulary-beyond",
+        "a token of the vocabulary that has none",
+        edited(TOKENIZER, lambda v: v["model"]["vocab"].update(word=4_000_000_000)),
+        REFUSED + "it has the token id 4,000,000,000, expected ids below 276, the vocab_size in "
+        "config.json; without this file a model takes and gives token ids",
     ),
 ]
 

@@ -141,7 +141,7 @@ def test_sizes_of_the_demo_model(tmp_path: Path) -> None:
 def test_the_same_bytes_however_much_is_read_at_once(
     tmp_path: Path, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoint = Checkpoint(heads=2, hidden=136, blocks=1, vocab=150)
+    checkpoint = Checkpoint(heads=2, hidden=136, blocks=1, vocab=150, tokenizer=None)
     source = checkpoint.write(tmp_path / "source")
     convert(source, tmp_path / "expected", dtype, head_dtype=dtype)
     expected = snapshot(tmp_path / "expected")

@@ -270,7 +270,8 @@ def test_two_processes_on_one_folder(folder: Path) -> None:
 
 def test_a_chunk_may_hold_two_parts_of_one_matrix(tmp_path: Path) -> None:
     """The last row of the head, a part of its own, fits into the chunk of the rows before it."""
-    folder = converted(Checkpoint(heads=12, hidden=48, vocab=101), tmp_path)
+    checkpoint = Checkpoint(heads=12, hidden=48, vocab=101, tokenizer=None)
+    folder = converted(checkpoint, tmp_path)
     with numpy_bloom.load(folder, memory=EVERYTHING, threads=1) as model:
         from_memory = model(range(9))
         stream = model.model.stream

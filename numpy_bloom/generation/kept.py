@@ -235,7 +235,8 @@ def fingerprint(manifest: Mapping[str, Any], config: BloomConfig) -> Fingerprint
         config: its sizes.
     """
     weights = {name: v for name, v in manifest["files"].items() if name.endswith(".safetensors")}
-    sizes = {name: v for name, v in asdict(config).items() if name != "eos_token_ids"}
+    sizes = asdict(config)
+    del sizes["eos_token_ids"], sizes["tie_word_embeddings"]  # the files tell of a head
     content = json.dumps([weights, sizes], sort_keys=True).encode()
     told_of = {name: manifest.get(name) for name in ("source", "dtype", "head_dtype")}
     return {**told_of, "sha256": hashlib.sha256(content).hexdigest()}

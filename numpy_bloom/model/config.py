@@ -32,6 +32,8 @@ MOST = {
 }
 """Some ten times the sizes of the largest BLOOM; more is nothing but a way to fill the memory."""
 
+SWITCHES = ("apply_residual_connection_post_layernorm", "tie_word_embeddings")
+
 
 @dataclass(frozen=True)
 class BloomConfig:
@@ -46,6 +48,7 @@ class BloomConfig:
         apply_residual_connection_post_layernorm: where a block's residual branches off: after the
             layer norm (true) or before it (false, all published models).
         eos_token_ids: the ids that end a text; empty if the config names none, or a negative one.
+        tie_word_embeddings: whether the head is the word embeddings.
     """
 
     hidden_size: int
@@ -55,6 +58,7 @@ class BloomConfig:
     layer_norm_epsilon: float = 1e-5
     apply_residual_connection_post_layernorm: bool = False
     eos_token_ids: tuple[int, ...] = (2,)
+    tie_word_embeddings: bool = True
 
     @property
     def head_size(self) -> int:
@@ -66,15 +70,20 @@ class BloomConfig:
         """Read a parsed config.json.
 
         Raises:
-            NumpyBloomError: another model type, a size that is missing, contradictory, no positive
-                integer or absurdly large, heads that do not divide the hidden size, a value of a
-                wrong type.
+            NumpyBloomError: another model type, quantized weights, a size that is missing,
+                contradictory, no positive integer or absurdly large, heads that do not divide the
+                hidden size, a value of a wrong type.
         """
         if values.get("model_type", "bloom") != "bloom":
             raise NumpyBloomError(
                 f"config.json: model_type is {values['model_type']!r}; only 'bloom' is supported"
             )
-        sizes = {name: _size(values, keys, MOST[name]) for name, keys in ALIASES.items()}
+        if values.get("quantization_config") is not None:
+            raise NumpyBloomError(
+                "config.json: quantization_config is set, so the weights are not what their names "
+                "say; convert the checkpoint that was quantized"
+            )
+        sizes: dict[str, Any] = {n: _size(values, keys, MOST[n]) for n, keys in ALIASES.items()}
         hidden, heads = sizes["hidden_size"], sizes["num_attention_heads"]
         if hidden % heads:
             raise NumpyBloomError(
@@ -90,17 +99,15 @@ class BloomConfig:
             raise NumpyBloomError(
                 f"config.json: layer_norm_epsilon is {epsilon!r}, expected 0 < x < 1"
             )
-        post = values.get("apply_residual_connection_post_layernorm", False)
-        if not isinstance(post, bool):
-            raise NumpyBloomError(
-                f"config.json: apply_residual_connection_post_layernorm is {post!r}, "
-                "expected a boolean"
-            )
+        switches = {name: values.get(name, getattr(cls, name)) for name in SWITCHES}
+        for name, value in switches.items():
+            if not isinstance(value, bool):
+                raise NumpyBloomError(f"config.json: {name} is {value!r}, expected a boolean")
         eos = values.get("eos_token_id", cls.eos_token_ids[0])
         return cls(
             **sizes,
             layer_norm_epsilon=epsilon,
-            apply_residual_connection_post_layernorm=post,
+            **switches,
             eos_token_ids=eos_token_ids(eos, "config.json: eos_token_id"),
         )
 

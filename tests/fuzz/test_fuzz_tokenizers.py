@@ -77,7 +77,7 @@ def test_tokenizer_of_allowed_parts(
     (place / "tokenizer.json").write_text(content)
 
     def there_and_back() -> None:
-        tokenizer = read_tokenizer(place)
+        tokenizer = read_tokenizer(place, 1000)
         assert tokenizer is not None
         stream = TextStream(tokenizer)
         for token in encode(tokenizer, text):
