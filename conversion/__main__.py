@@ -3,7 +3,7 @@
 import sys
 
 from conversion.convert import DTYPES, convert
-from numpy_bloom.command import parser, run_command
+from numpy_bloom.command import parser, path_argument, run_command
 
 
 def main() -> None:
@@ -14,9 +14,15 @@ def main() -> None:
         "python -m conversion bigscience/bloom-560m bloom-560m",
     )
     add = command.add_argument
-    add("source", metavar="SOURCE", help="a local folder, or a name on the Hugging Face hub")
+    add(
+        "source",
+        type=path_argument,
+        metavar="SOURCE",
+        help="a local folder, or a name on the Hugging Face hub",
+    )
     add(
         "target",
+        type=path_argument,
         metavar="TARGET",
         help="the folder to write; of a model there that lost files, just these",
     )

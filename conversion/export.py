@@ -16,7 +16,7 @@ from conversion.shards import HEAD_WEIGHT
 from conversion.source import COPIED
 from conversion.target import check_apart, check_space, free_bytes
 from conversion.writer import FolderWriter
-from numpy_bloom.command import parser, run_command
+from numpy_bloom.command import parser, path_argument, run_command
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.model.config import read_config
 from numpy_bloom.weights.dtypes import STORED, Stored, narrow
@@ -86,8 +86,9 @@ def main() -> None:
         "Make a Hugging Face checkpoint, with safetensors weights, of a converted model.",
         "python -m conversion.export bloom-560m bloom-560m-hf",
     )
-    command.add_argument("target", metavar="TARGET", help="a folder that conversion wrote")
-    command.add_argument("hf_folder", metavar="HF_FOLDER", help="the folder to write")
+    add = command.add_argument
+    add("target", type=path_argument, metavar="TARGET", help="a folder that conversion wrote")
+    add("hf_folder", type=path_argument, metavar="HF_FOLDER", help="the folder to write")
     args = command.parse_args()
     export(
         args.target,

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from conversion.durable import sync_folder, told
 from conversion.target import PARTIAL, beside
 from numpy_bloom.cluster.plan import Part, Sizes, Worker, deal, needed_files
-from numpy_bloom.command import parser, run_command
+from numpy_bloom.command import parser, path_argument, run_command
 from numpy_bloom.errors import NumpyBloomError, OptionError, check_whole
 from numpy_bloom.model.config import read_config
 from numpy_bloom.weights.folder import read_manifest
@@ -26,8 +26,9 @@ def main() -> None:
         "where the file system has hard links.",
         "python -m conversion.split bloom-176b --parts 3",
     )
-    command.add_argument("target", metavar="TARGET", help="what conversion has written")
-    command.add_argument("--parts", type=int, required=True, metavar="N", help="how many")
+    add = command.add_argument
+    add("target", type=path_argument, metavar="TARGET", help="what conversion has written")
+    add("--parts", type=int, required=True, metavar="N", help="how many")
     args = command.parse_args()
     for folder, part in split(Path(args.target), args.parts):
         print(f"{folder}: {part}, {part.nbytes / 1e9:.3g} GB")

@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from conversion.durable import sha256
-from numpy_bloom.command import parser, run_command
+from numpy_bloom.command import parser, path_argument, run_command
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.model.config import BloomConfig
 from numpy_bloom.weights.folder import (
@@ -59,10 +59,9 @@ def main() -> None:
         "Check a converted model: sizes, checksums, and the names and shapes of its arrays.",
         "python -m conversion.verify bloom-560m",
     )
-    command.add_argument("target", metavar="TARGET", help="the folder that conversion wrote")
-    command.add_argument(
-        "--deep", action="store_true", help="look for NaN and inf among all numbers as well"
-    )
+    add = command.add_argument
+    add("target", type=path_argument, metavar="TARGET", help="the folder that conversion wrote")
+    add("--deep", action="store_true", help="look for NaN and inf among all numbers as well")
     args = command.parse_args()
     target = Path(args.target)
     manifest = parse_manifest(target)

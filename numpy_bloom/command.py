@@ -110,6 +110,13 @@ def text_argument(argument: str) -> str:
         raise NumpyBloomError(f"the text is not UTF-8: {error}") from error
 
 
+def path_argument(argument: str) -> str:
+    """A path on the command line: not the empty one, which would be the current folder."""
+    if not argument:
+        raise argparse.ArgumentTypeError("is '', expected a path")
+    return argument
+
+
 def parser(module: str, description: str, example: str) -> argparse.ArgumentParser:
     """An argument parser for `python -m module` whose help ends with an example."""
     return argparse.ArgumentParser(

@@ -14,6 +14,7 @@ from conversions import converted
 
 import numpy_bloom
 from conversion import __main__ as conversion_command
+from conversion import export, split, verify
 from numpy_bloom import benchmark, generate
 
 ROOT = Path(__file__).parent.parent
@@ -277,3 +278,23 @@ def test_ends(
 
     monkeypatch.setattr(conversion_command, "convert", fail)
     assert command(conversion_command, "a", "b") == Result(code, "", told)
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        (conversion_command, ("", "model")),
+        (conversion_command, ("source", "")),
+        (verify, ("",)),
+        (export, ("", "hf")),
+        (export, ("model", "")),
+        (split, ("", "--parts=2")),
+    ],
+)
+def test_an_empty_path_is_wrong_usage(
+    command: Command, module: Any, arguments: tuple[str, ...]
+) -> None:
+    """It would be the current folder."""
+    result = command(module, *arguments)
+    assert result.code == 2
+    assert result.err.endswith(": is '', expected a path\n")
