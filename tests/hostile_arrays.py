@@ -108,6 +108,13 @@ LONG_NAME = STRING + b"q\0" + torch_zip.opcodes("Storage") + b"q\1" + b"h\0h\1\x
 
 HEADERS = [
     Hostile(
+        "header-none",
+        "nothing at all",
+        written("model.safetensors", b""),
+        "cannot read {folder}/model.safetensors: it ends at byte 0, within its header; download it "
+        "again, or convert it again if it was converted",
+    ),
+    Hostile(
         "header-length",
         "a header longer than any file",
         written(SAFETENSORS, b"\xff" * 7 + b"\x7f{}"),

@@ -72,7 +72,13 @@ def read_header(path: Path) -> dict[str, StoredArray]:
 def _data_start(path: Path) -> int:
     """Offset of the first array: eight bytes tell the length of the header that they precede."""
     with open_regular(path) as file:
-        length = int.from_bytes(file.read(8), "little")
+        beginning = file.read(8)
+        if len(beginning) < 8:
+            raise ValueError(
+                f"it ends at byte {len(beginning)}, within its header; download it again, or "
+                "convert it again if it was converted"
+            )
+        length = int.from_bytes(beginning, "little")
         if length > MOST_HEADER_BYTES:
             raise ValueError(
                 f"its header is said to have {length:,} bytes, "
