@@ -7,8 +7,8 @@ from typing import TypeVar
 from conversion.source_tensor import SourceTensor, row_major
 from conversion.torch_file import read_torch_file
 from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.weights.bounded import read_json
 from numpy_bloom.weights.dtypes import FLOATING
-from numpy_bloom.weights.folder import read_json
 from numpy_bloom.weights.safetensors_file import read_header
 
 __all__ = [

@@ -7,7 +7,8 @@ from typing import Any
 
 from conversion.durable import put, sha256
 from numpy_bloom.errors import NumpyBloomError
-from numpy_bloom.weights.folder import LM_HEAD, read_json
+from numpy_bloom.weights.bounded import read_json
+from numpy_bloom.weights.folder import LM_HEAD
 from numpy_bloom.weights.manifest import entry_fault
 
 Entry = dict[str, int | str]

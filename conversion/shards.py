@@ -7,12 +7,12 @@ from conversion.source import COPIED, Source
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.model.config import read_config
 from numpy_bloom.tokenizer import TOKENIZER, read_tokenizer
+from numpy_bloom.weights.bounded import read_json
 from numpy_bloom.weights.folder import (
     ArrayFile,
     check_shapes,
     head_file,
     model_files,
-    read_json,
 )
 
 EMBEDDINGS_WEIGHT = "word_embeddings.weight"

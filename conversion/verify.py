@@ -14,13 +14,13 @@ from conversion.durable import sha256
 from numpy_bloom.command import parser, path_argument, run_command
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.model.config import BloomConfig
+from numpy_bloom.weights.bounded import read_json
 from numpy_bloom.weights.folder import (
     FileArrays,
     listed_files,
     listing_faults,
     parse_manifest,
     read_file,
-    read_json,
 )
 from numpy_bloom.weights.formats import FORMATS
 from numpy_bloom.weights.manifest import ARRAYS_SUFFIX, MANIFEST, entry_fault, shown, size_fault

@@ -13,7 +13,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from numpy_bloom.errors import NumpyBloomError
-from numpy_bloom.weights.folder import read_json
+from numpy_bloom.weights.bounded import read_json
 
 TOKENIZER = "tokenizer.json"
 

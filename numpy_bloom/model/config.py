@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from numpy_bloom.errors import NumpyBloomError
-from numpy_bloom.weights.folder import read_json
+from numpy_bloom.weights.bounded import read_json
 
 ALIASES = {
     "hidden_size": ("hidden_size", "n_embed", "n_embd"),

@@ -46,6 +46,22 @@ def read_bounded(path: Path, most: int) -> bytes:
         return file.read(size)
 
 
+def read_json(path: Path, most_bytes: int = MOST_JSON_BYTES) -> dict[str, Any]:
+    """A JSON file that must hold an object.
+
+    Raises:
+        NumpyBloomError: the file is missing, unreadable, too large, no JSON (an object has a key
+            twice, say), too deep, or no object.
+    """
+    try:
+        value = parse_json(read_bounded(path, most_bytes))
+    except (OSError, ValueError) as error:
+        raise NumpyBloomError(f"cannot read {path}: {error}") from error
+    if not isinstance(value, dict):
+        raise NumpyBloomError(f"{path} must hold a JSON object, not {type(value).__name__}")
+    return value
+
+
 def parse_json(content: bytes) -> Any:
     """JSON in UTF-8, with keys that differ.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from numpy_bloom.errors import NumpyBloomError
-from numpy_bloom.weights.bounded import MOST_JSON_BYTES, parse_json, read_bounded
+from numpy_bloom.weights.bounded import read_json
 from numpy_bloom.weights.dtypes import FLOATING
 from numpy_bloom.weights.formats import BY_STORED_DTYPE, Format
 from numpy_bloom.weights.manifest import (
@@ -97,22 +97,6 @@ def head_file(hidden_size: int, vocab_size: int) -> ArrayFile:
 def head_files(manifest: Mapping[str, Any]) -> list[str]:
     """The files that make logits of the last block's output, in the order of their use."""
     return [FINAL_LAYERNORM, LM_HEAD if LM_HEAD in manifest["files"] else EMBEDDINGS]
-
-
-def read_json(path: Path, most_bytes: int = MOST_JSON_BYTES) -> dict[str, Any]:
-    """A JSON file that must hold an object.
-
-    Raises:
-        NumpyBloomError: the file is missing, unreadable, too large, no JSON (an object has a key
-            twice, say), too deep, or no object.
-    """
-    try:
-        value = parse_json(read_bounded(path, most_bytes))
-    except (OSError, ValueError) as error:
-        raise NumpyBloomError(f"cannot read {path}: {error}") from error
-    if not isinstance(value, dict):
-        raise NumpyBloomError(f"{path} must hold a JSON object, not {type(value).__name__}")
-    return value
 
 
 def check_shapes(found: Shapes, expected: Shapes, path: Path) -> None:
