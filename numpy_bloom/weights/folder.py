@@ -3,7 +3,6 @@
 docs/format.md describes the format for other tools.
 """
 
-import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from numpy_bloom.weights.manifest import (
     check_manifest,
     check_sizes,
     entry_fault,
+    made_by,
     way_out,
 )
 from numpy_bloom.weights.safetensors_file import StoredArray, read_header
@@ -284,7 +284,7 @@ def parse_manifest(path: Path) -> dict[str, Any]:
         )
     if not (path / MANIFEST).is_file():
         raise NumpyBloomError(
-            f"{path} is not a converted model (it has no {MANIFEST}); {_made_by(path)}"
+            f"{path} is not a converted model (it has no {MANIFEST}); {made_by(path)}"
         )
     try:
         manifest = read_json(path / MANIFEST)
@@ -292,12 +292,3 @@ def parse_manifest(path: Path) -> dict[str, Any]:
         raise NumpyBloomError(f"{error}; {way_out(path)}") from error
     check_manifest(manifest, path / MANIFEST)
     return manifest
-
-
-def _made_by(path: Path) -> str:
-    """The command that makes a model of, or in, a folder that is none."""
-    quoted = shlex.quote(str(path))
-    if any((path / name).exists() for name in (EMBEDDINGS, block_file(0), FINAL_LAYERNORM)):
-        return f"if it was one, delete it and run python -m conversion SOURCE {quoted}"
-    source = quoted if (path / "config.json").exists() else "SOURCE"
-    return f"convert a Hugging Face checkpoint with: python -m conversion {source} TARGET"

@@ -38,6 +38,15 @@ def way_out(folder: Path) -> str:
     return f"convert the checkpoint again: {command}"
 
 
+def made_by(path: Path) -> str:
+    """The command that makes a model of, or in, a folder that is none."""
+    quoted = shlex.quote(str(path))
+    if any(path.glob(f"block_*{ARRAYS_SUFFIX}")):
+        return f"if it was one, delete it and run python -m conversion SOURCE {quoted}"
+    source = quoted if (path / "config.json").exists() else "SOURCE"
+    return f"convert a Hugging Face checkpoint with: python -m conversion {source} TARGET"
+
+
 def entry_fault(name: str, entry: object) -> str | None:
     """What is wrong with the entry of one file, if anything is."""
     printable = name.isprintable() and len(name.encode()) < 256
