@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,7 +44,6 @@ class WeightStore:
         self.team = Team(threads)
         self.vector_bytes = 0
         self._files = DirectFiles()
-        self._blas = ThreadpoolController()
         self._matrices: dict[StoredArray, Matrix] = {}
         chunks: list[Chunk] = []
         self._tiles_of_chunk: Counter[int] = Counter()
@@ -89,7 +88,7 @@ class WeightStore:
 
     def computing(self) -> AbstractContextManager[Any]:
         """Within it BLAS uses one thread, so that the team's threads do not get in its way."""
-        limit: AbstractContextManager[Any] = self._blas.limit(limits=1, user_api="blas")
+        limit: AbstractContextManager[Any] = _blas().limit(limits=1, user_api="blas")
         return limit
 
     def chunk(self, number: int) -> memoryview:
@@ -122,6 +121,12 @@ class WeightStore:
         self.stream.close()
         self.team.close()
         self._files.close()
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    """NumPy's BLAS; looking for it takes a millisecond."""
+    return ThreadpoolController()
 
 
 def _pass_order(folder: Folder) -> list[StoredMatrix]:

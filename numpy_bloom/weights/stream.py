@@ -271,6 +271,8 @@ class Stream:
         if len(chosen) == len(self.chunks):
             with self._lock:
                 self._buffers.clear()  # nothing is read ahead any more
+        if not missing:
+            return
         from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415  (slow to import)
 
         with ThreadPoolExecutor(READERS) as readers:
