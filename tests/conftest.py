@@ -9,6 +9,9 @@ import commands
 import pytest
 from recorded import Recorded, read_recorded
 
+from conversion import direct
+from numpy_bloom.weights import files
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -28,16 +31,33 @@ def no_waiting_for_disks() -> Iterator[None]:
     """No power fails here. What is synchronized when is tested by taking note of the calls."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda handle: None)
+        # Each look-up of a token in a small model would wait for a disk, too. Tests of reading and
+        # writing past the page cache, and processes of their own, do so: see `past_the_page_cache`.
+        patch.setattr(files, "O_DIRECT", 0)
+        patch.setattr(direct, "O_DIRECT", 0)
         yield
 
 
 @pytest.fixture
-def recorded_model(tmp_path: Path) -> Iterator[Callable[[str], Recorded]]:
+def past_the_page_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are read and written as the platform has it, and not through the page cache."""
+    for module in (files, direct):
+        monkeypatch.setattr(module, "O_DIRECT", getattr(os, "O_DIRECT", 0))
+
+
+@pytest.fixture(scope="session")
+def recorded_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the recorded models are converted to, each once."""
+    return tmp_path_factory.mktemp("recorded")
+
+
+@pytest.fixture
+def recorded_model(recorded_folder: Path) -> Iterator[Callable[[str], Recorded]]:
     """Opens one of the recorded models by name; closed after the test."""
     with ExitStack() as stack:
 
         def open_recorded(name: str) -> Recorded:
-            recorded = read_recorded(name, tmp_path)
+            recorded = read_recorded(name, recorded_folder)
             stack.enter_context(recorded.bloom)
             return recorded
 

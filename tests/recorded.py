@@ -37,8 +37,10 @@ class Recorded(NamedTuple):
 
 
 def read_recorded(name: str, folder: Path) -> Recorded:
-    """Convert one recorded checkpoint into `folder`, open it, and read its reference."""
-    convert(FOLDER / name, folder / name)
+    """Convert one recorded checkpoint into `folder`, unless it is there, open it, and read its
+    reference."""
+    if not (folder / name).exists():
+        convert(FOLDER / name, folder / name)
     stages = load_file(FOLDER / f"{name}.safetensors")
     prompt, continuation = (stages.pop(key).tolist() for key in ("prompt", "continuation"))
     return Recorded(numpy_bloom.load(folder / name), prompt, stages, continuation)

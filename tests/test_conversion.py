@@ -52,6 +52,7 @@ def files_of(checkpoint: Checkpoint) -> dict[str, list[tuple[str, str]]]:
     return {f"{stem}.safetensors": names for stem, names in files.items()}
 
 
+@pytest.mark.usefixtures("past_the_page_cache")
 @pytest.mark.parametrize("dtype", CODES)
 @pytest.mark.parametrize("lm_head", [None, "equal", "different"])
 def test_content(tmp_path: Path, dtype: str, lm_head: str | None) -> None:

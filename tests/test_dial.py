@@ -28,6 +28,8 @@ import numpy_bloom
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.weights.formats import FORMATS
 
+pytestmark = pytest.mark.usefixtures("past_the_page_cache")
+
 
 @pytest.fixture(autouse=True)
 def many_pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:

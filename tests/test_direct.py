@@ -14,6 +14,8 @@ from conversions import failing
 from conversion import direct
 from conversion.direct import DirectWriter, Written
 
+pytestmark = pytest.mark.usefixtures("past_the_page_cache")
+
 BUFFER = 4096
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -18,6 +18,8 @@ from numpy_bloom.weights.files import DirectFiles, page_buffer
 from numpy_bloom.weights.safetensors_file import ALIGNMENT
 from numpy_bloom.weights.team import Team
 
+pytestmark = pytest.mark.usefixtures("past_the_page_cache")
+
 SIZE = 7 * ALIGNMENT + 1234  # the last page is not whole
 EDGES = [0, 1, 2, 3, ALIGNMENT - 1, ALIGNMENT, ALIGNMENT + 1, 2 * ALIGNMENT, 3 * ALIGNMENT - 2]
 LENGTHS = [1, 2, ALIGNMENT - 1, ALIGNMENT, ALIGNMENT + 1, 2 * ALIGNMENT, 3 * ALIGNMENT + 7]
@@ -90,7 +92,9 @@ WAYS = [past_the_cache, without_o_direct, refused_o_direct, without_preadv, in_s
 
 
 @pytest.fixture(params=WAYS)
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def way(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, past_the_page_cache: None
+) -> None:
     request.param(monkeypatch)
 
 

@@ -12,6 +12,8 @@ from streams import COUNT, EVERYTHING, Streamed, in_thread, opened
 from numpy_bloom.weights.stream import BUFFERS, READERS, Chunk
 from numpy_bloom.weights.team import Team
 
+pytestmark = pytest.mark.usefixtures("past_the_page_cache")
+
 
 @pytest.fixture
 def streamed(tmp_path: Path) -> Iterator[Streamed]:

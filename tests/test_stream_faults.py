@@ -10,6 +10,8 @@ from threads import thread_names
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.weights.stream import BUFFERS, READERS, Chunk
 
+pytestmark = pytest.mark.usefixtures("past_the_page_cache")
+
 ERRORS = [NumpyBloomError("disk"), OSError(5, "Input/output error"), MemoryError()]
 
 
