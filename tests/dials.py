@@ -17,7 +17,7 @@ from numpy_bloom.weights.dtypes import FLOATING
 from numpy_bloom.weights.formats import FORMATS, base, int4
 
 PROMPT = byte_ids("Todos los seres humanos nacen libres e iguales")  # more than a slice
-NEW = 5
+NEW = 3
 EVERYTHING = 1 << 40
 
 
