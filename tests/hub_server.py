@@ -13,7 +13,7 @@ REPOSITORY = "some/model"
 
 
 class Hub:
-    """Serves a folder as the model `REPOSITORY`.
+    """Serves a folder, one after the other, as the model `REPOSITORY`.
 
     Attributes:
         drops: for a file, after how many bytes of a body the next connections break off, once each.
@@ -23,9 +23,12 @@ class Hub:
         url: for HF_ENDPOINT.
     """
 
-    def __init__(self, folder: Path, url: str) -> None:
-        self.folder = folder
+    def __init__(self, url: str) -> None:
         self.url = url
+
+    def show(self, folder: Path) -> None:
+        """Serve a folder from now on, as it is."""
+        self.folder = folder
         self.drops: dict[str, list[int]] = {}
         self.truncated: dict[str, list[int]] = {}
         self.damaged: set[str] = set()
@@ -54,7 +57,7 @@ class Hub:
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[Hub]:
+def serving() -> Iterator[Hub]:
     """A hub, as long as the block lasts."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -71,7 +74,7 @@ def serving(folder: Path) -> Iterator[Hub]:
             if path.startswith(f"/api/models/{REPOSITORY}"):
                 self._send(200, hub.listing(), {"Content-Type": "application/json"}, body=body)
                 return
-            file = folder / path.rpartition("/")[2]
+            file = hub.folder / path.rpartition("/")[2]
             if not path.startswith(f"/{REPOSITORY}/resolve/") or not file.is_file():
                 self._send(404, b"", {"X-Error-Code": "EntryNotFound"}, body=body)
                 return
@@ -116,7 +119,7 @@ def serving(folder: Path) -> Iterator[Hub]:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        hub = Hub(folder, f"http://127.0.0.1:{server.server_address[1]}")
+        hub = Hub(f"http://127.0.0.1:{server.server_address[1]}")
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
