@@ -9,6 +9,7 @@ import pytest
 from checkpoints import Checkpoint
 from conversions import converted
 from dials import EVERYTHING, in_many_pieces, least_memory, model_folder
+from dials import NEW as FEW
 from dials import PROMPT as LONG
 from keeping import ENDLESS, count_fed, ids_of, said
 from safetensors.numpy import load_file
@@ -121,8 +122,8 @@ def test_streamed(tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -
     in_many_pieces(monkeypatch)
     folder = model_folder(tmp_path)
     with numpy_bloom.load(folder, memory=least_memory(folder, 1), threads=1) as model:
-        expected = ids_of(model.generate(LONG, max_new_tokens=5, prompt_cache=file))
-        generation = model.generate(LONG, max_new_tokens=5, prompt_cache=file)
+        expected = ids_of(model.generate(LONG, max_new_tokens=FEW, prompt_cache=file))
+        generation = model.generate(LONG, max_new_tokens=FEW, prompt_cache=file)
         first = next(generation)
         assert 0 < generation.stats.weight_bytes_read <= model.model.stream.nbytes
         assert [first.id, *ids_of(generation)] == expected
