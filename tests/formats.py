@@ -4,8 +4,8 @@ are written from docs/format.md alone, and how far off a product may be.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cache, cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +18,14 @@ from numpy_bloom.weights.formats.base import Product
 Doubles = npt.NDArray[np.float64]
 
 
-class Matrix(NamedTuple):
+@dataclass(frozen=True)
+class Matrix:
     """A matrix as a format has it.
 
     Attributes:
         format: that of its encoder.
-        arrays: all that was written, by suffix: the matrix first.
+        arrays: all that was written, by suffix: the matrix first. They stay as they are: they are
+            decoded once.
     """
 
     format: Format
@@ -37,9 +39,25 @@ class Matrix(NamedTuple):
     def nbytes(self) -> int:
         return sum(array.nbytes for array in self.arrays.values())
 
+    @cached_property
     def decoded(self) -> Doubles:
         """What the arrays stand for."""
         return decode(self.format.dtype, self.format.shape, self.arrays)
+
+    @cached_property
+    def parts(self) -> tuple[Array, Doubles]:
+        """Of int4 and int8: the integers, and for each what one step of it is worth."""
+        if self.format.dtype == "int4":
+            return int4_parts(self.format.shape, self.arrays)
+        return self.arrays[""], int8_steps(self.arrays)
+
+    @cached_property
+    def magnitudes(self) -> Doubles:
+        """Of all that is summed in a product."""
+        if self.format.dtype == "int4":  # the 7.5 of (n - 7.5) is summed apart
+            integers, steps = self.parts
+            return (integers + 7.5) * steps
+        return np.abs(self.decoded)
 
 
 @cache
@@ -72,8 +90,7 @@ def written(values: Array, dtype: str, source: str = "float32", blocks: int = 1)
 def decode(dtype: str, shape: tuple[int, ...], arrays: Mapping[str, Array]) -> Doubles:
     """The numbers of a matrix."""
     if dtype == "int8":
-        scales = arrays[".row_scale"].astype(np.float64)[:, None] * arrays[".column_scale"]
-        return arrays[""] * scales
+        return arrays[""] * int8_steps(arrays)
     if dtype == "int4":
         integers, steps = int4_parts(shape, arrays)
         return (integers - 7.5) * steps
@@ -82,12 +99,19 @@ def decode(dtype: str, shape: tuple[int, ...], arrays: Mapping[str, Array]) -> D
     return as_float32(arrays[""]).astype(np.float64)
 
 
+def int8_steps(arrays: Mapping[str, Array]) -> Doubles:
+    """For each integer what one step of it is worth."""
+    scales: Doubles = arrays[".row_scale"].astype(np.float64)[:, None] * arrays[".column_scale"]
+    return scales
+
+
 def int4_parts(shape: tuple[int, ...], arrays: Mapping[str, Array]) -> tuple[Array, Doubles]:
     """The integers, from 0 to 15, and for each what one step of it is worth."""
     rows, columns = shape
     half = math.ceil(columns / 2)
     groups = math.ceil(half / 32)
     group = math.ceil(half / groups)
+    upper, within = np.divmod(np.arange(columns), half)
     integers, steps = np.zeros(shape, np.uint8), np.zeros(shape)
     content, place = arrays[""].tobytes(), 0
     for start in range(0, rows, 512):
@@ -98,11 +122,10 @@ def int4_parts(shape: tuple[int, ...], arrays: Mapping[str, Array]) -> tuple[Arr
         numbers = np.frombuffer(content, "u1", groups * group * height, place)
         numbers = numbers.reshape(groups * group, height)
         place += numbers.nbytes
-        for column in range(columns):
-            upper, within = divmod(column, half)
-            block = slice(start, start + height)
-            integers[block, column] = numbers[within] >> 4 if upper else numbers[within] & 15
-            steps[block, column] = scales[upper * groups + within // group]
+        block = slice(start, start + height)
+        integers[block, :half] = (numbers[:half] & 15).T
+        integers[block, half:] = (numbers[: columns - half] >> 4).T
+        steps[block] = scales[upper * groups + within // group].T
     assert place == len(content)
     return integers, steps * arrays[".column_scale"]
 
@@ -176,13 +199,8 @@ def assert_product(y: Floats, x: Floats, matrix: Matrix) -> None:
     scale. In int4 the 7.5 of (n - 7.5) is summed apart, so the magnitudes are those of both parts;
     its sum has fewer additions than there are columns, but in small matrices, and six cover these.
     """
-    weights, n = matrix.decoded(), x.shape[1]
-    magnitudes, roundings = np.abs(weights), n + 2
-    if matrix.format.dtype == "int8":
-        roundings = n + 4
-    if matrix.format.dtype == "int4":
-        integers, steps = int4_parts(matrix.format.shape, matrix.arrays)
-        magnitudes, roundings = (integers + 7.5) * steps, n + 8
+    n = x.shape[1]
+    roundings = n + {"int8": 4, "int4": 8}.get(matrix.format.dtype, 2)
     inputs = x.astype(np.float64)
-    bound = 2.0**-24 * roundings * (np.abs(inputs) @ magnitudes.T)
-    assert (np.abs(y - inputs @ weights.T) <= bound).all()
+    bound = 2.0**-24 * roundings * (np.abs(inputs) @ matrix.magnitudes.T)
+    assert (np.abs(y - inputs @ matrix.decoded.T) <= bound).all()

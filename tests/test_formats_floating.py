@@ -67,8 +67,8 @@ def test_ends_of_float16(columns: int, tokens: int) -> None:
 def test_encoding_rounds_to_nearest(source: str, dtype: str) -> None:
     """By no more than half of what the last digit is worth."""
     values = np.random.default_rng(0).normal(size=(8, 9)).astype(np.float32)
-    original = written(values, source).decoded()
-    found = written(written(values, source).arrays[""], dtype, source).decoded()
+    original = written(values, source).decoded
+    found = written(written(values, source).arrays[""], dtype, source).decoded
     if dtype in ("float32", source):
         np.testing.assert_array_equal(found, original)
     else:
@@ -85,7 +85,7 @@ def test_what_does_not_fit_is_refused(dtype: str) -> None:
     limit = np.float32(LIMITS[dtype.removesuffix("-packed")])
     for sign in (1, -1):
         values = np.full((8, 4), sign * np.nextafter(limit, np.float32(0)))
-        assert np.isfinite(written(values, dtype).decoded()).all()
+        assert np.isfinite(written(values, dtype).decoded).all()
         values[3, 2] = sign * limit
         with pytest.raises(OverflowError, match="values too large for"):
             written(values, dtype)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from checkpoints import Array, Floats, as_float32, stored
-from formats import Doubles, Matrix, int4_parts, product, written
+from formats import Doubles, Matrix, product, written
 
 from numpy_bloom.weights.formats import int4
 
@@ -73,21 +73,13 @@ KINDS: list[Values] = [
 ]
 
 
-def steps(matrix: Matrix) -> Doubles:
-    """What a step of each weight's integer is worth."""
-    if matrix.format.dtype == "int4":
-        return int4_parts(matrix.format.shape, matrix.arrays)[1]
-    arrays = matrix.arrays
-    return arrays[".row_scale"].astype(np.float64)[:, None] * arrays[".column_scale"]
-
-
 def assert_nearest(matrix: Matrix, original: Floats) -> None:
     """Half a step off at most: and a little for integers up to 127 that are computed in float32
     (three roundings of 2⁻²⁴ each), where a quotient falls in the middle of two; and for quotients
     below float32's range, of weights that are 10³⁸ times smaller than others of their column."""
     column = np.abs(original).max(axis=0, initial=0).astype(np.float64)
-    allowed = (0.5 + 127 * 2.0**-22) * steps(matrix) + 2.0**-140 * column
-    assert (np.abs(matrix.decoded() - original) <= allowed).all()
+    allowed = (0.5 + 127 * 2.0**-22) * matrix.parts[1] + 2.0**-140 * column
+    assert (np.abs(matrix.decoded - original) <= allowed).all()
 
 
 @pytest.mark.parametrize("dtype", INTEGERS)
@@ -104,7 +96,7 @@ def test_no_weight_is_off_by_more_than_half_a_step(dtype: str, source: str, valu
         original = as_float32(given)
         matrix = written(given, dtype, source)
         assert_nearest(matrix, original)
-        np.testing.assert_array_equal(matrix.decoded()[:, ~original.any(axis=0)], 0)
+        np.testing.assert_array_equal(matrix.decoded[:, ~original.any(axis=0)], 0)
 
 
 @pytest.mark.parametrize("strip", [1, 10_000])
@@ -143,7 +135,7 @@ def test_scales_of_int4_groups() -> None:
     original = normal(np.random.default_rng(5), (520, 150)) * spread
     matrix = written(original, "int4")
     column_scale = np.abs(original).max(axis=0)
-    left, scale = np.abs(original) / column_scale, steps(matrix) / column_scale
+    left, scale = np.abs(original) / column_scale, matrix.parts[1] / column_scale
     begins = [0, 25, 50, 75, 100, 125]  # halves of 75 columns, each in three groups
     for begin in begins:
         group = slice(begin, begin + 25)
