@@ -17,6 +17,7 @@ import numpy_bloom
 from numpy_bloom.bloom import Bloom
 from numpy_bloom.cluster import chain, workers
 from numpy_bloom.cluster.model import ClusterModel
+from numpy_bloom.cluster.open import LOCAL_SETTINGS
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.model.memory import Needs
 
@@ -29,8 +30,12 @@ def one(folder: Path) -> Iterator[Bloom]:
 
 @pytest.fixture(scope="module")
 def spread(folder: Path) -> Iterator[Bloom]:
-    with opened(folder, "local:3") as model:
-        yield model
+    """Dask gives up a worker that hangs after 5 seconds at least, but looks as often as it is told
+    that a worker may live."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(LOCAL_SETTINGS, "distributed.scheduler.worker-ttl", "500ms")
+        with opened(folder, "local:3") as model:
+            yield model
 
 
 def strike(model: Bloom, place: int, number: int = signal.SIGKILL) -> None:
