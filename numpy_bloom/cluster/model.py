@@ -27,6 +27,9 @@ from numpy_bloom.weights.dtypes import Floats
 
 Result = TypeVar("Result")
 
+MOST_LOSSES = 5
+"""Of workers, one after the other, before something is done: then it is the work that ends them."""
+
 HELD_BYTES = 1 << 24
 """Results of a pass that are no larger are given up when the next pass is on its way. The client
 sends a message every 10 ms at most, and tasks would wait for the one that gives them up."""
@@ -48,8 +51,6 @@ class ClusterModel:
     Attributes:
         config: as given.
         bytes_read: of weights, read from disk by all passes so far.
-        bytes_pinned: of weights that are in the workers' memory.
-        weight_bytes: of weights that a pass uses; before the first run, of their files.
     """
 
     resident_bytes = 0
@@ -58,9 +59,9 @@ class ClusterModel:
     def __init__(self, config: BloomConfig, chain: Chain, close: Callable[[], None]) -> None:
         self.config = config
         self.bytes_read = 0
-        self.bytes_pinned = 0
-        self.weight_bytes = sum(part.nbytes for part in chain.parts)
         self._chain = chain
+        # Of each share, by name: weights that are pinned, and all that its passes use.
+        self._weights: dict[str, tuple[int, int]] = {}
         self._repairs = 0
         self._known: set[str] = set(chain.names)  # shares that have prepared for all runs
         self._runs = Runs()
@@ -68,6 +69,20 @@ class ClusterModel:
         self._on_weights: OnWeights = lambda _name, _nbytes: None
         self._one_at_a_time = threading.RLock()
         self.close = weakref.finalize(self, close)
+
+    @property
+    def bytes_pinned(self) -> int:
+        """Of weights that are in the workers' memory."""
+        return sum(pinned for pinned, _ in self._held())
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of weights that a pass uses; before the first run, of their files."""
+        return sum(nbytes for _, nbytes in self._held())
+
+    def _held(self) -> list[tuple[int, int]]:
+        parts = zip(self._chain.names, self._chain.parts, strict=True)
+        return [self._weights.get(name, (0, part.nbytes)) for name, part in parts]
 
     @property
     def memory(self) -> int:
@@ -104,14 +119,18 @@ class ClusterModel:
         def prepare() -> None:
             self._drop()
             told = self._chain.everywhere(method, numbers, *arguments)
-            self.bytes_pinned, self.weight_bytes = map(sum, zip(*told, strict=True))
+            self._weights = dict(zip(self._chain.names, told, strict=True))
 
         with self._one_at_a_time:
             self._runs.forget()
             if not self._runs.going_on and self._chain.is_out_of_date():
                 self._chain.begin()
                 self._known = set(self._chain.names)
-            self._surviving(prepare)
+            try:
+                self._surviving(prepare)
+            except BaseException:
+                self._runs.unwanted += numbers  # some workers may have them
+                raise
             heads, size = self.config.num_attention_heads, self.config.head_size
             shape = self.config.num_hidden_layers, 2, heads, size
             caches = [
@@ -275,7 +294,7 @@ class ClusterModel:
 
     def _surviving(self, work: Callable[[], Result]) -> Result:
         """Do something, again if a worker was lost meanwhile."""
-        while True:
+        for _ in range(MOST_LOSSES):
             try:
                 if not self._known.issuperset(self._chain.names):
                     self._tell_new_shares()
@@ -284,6 +303,10 @@ class ClusterModel:
                 self._repairs += 1
                 with suppress(LostError):  # another one: it will be seen when it is asked
                     self._chain.repair()
+        raise NumpyBloomError(
+            f"workers were lost {MOST_LOSSES} times in a row; their logs may tell why, or whether "
+            "they have too little memory"
+        )
 
     def _tell_new_shares(self) -> None:
         """Have shares that were opened anew prepare for the runs that are not over."""
@@ -291,7 +314,10 @@ class ClusterModel:
         new = [place for place, name in enumerate(chain.names) if name not in self._known]
         for run in self._runs.going_on:
             given_up = [number for number in run.numbers if number not in run.held]
-            chain.results([chain.submit(i, run.method, run.numbers, *run.arguments) for i in new])
+            told = chain.results(
+                [chain.submit(i, run.method, run.numbers, *run.arguments) for i in new]
+            )
+            self._weights |= zip([chain.names[i] for i in new], told, strict=True)
             chain.results([chain.submit(i, "drop", given_up) for i in new])
         self._known = set(chain.names)
 

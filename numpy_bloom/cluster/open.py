@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import dask
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, Security
 from distributed.utils import silence_logging_cmgr
 
 from numpy_bloom.cluster.chain import Chain
@@ -20,22 +20,26 @@ from numpy_bloom.weights.budget import default_memory, default_threads
 from numpy_bloom.weights.folder import read_manifest
 
 LOCAL = re.compile(r"local:([1-9]\d*)")
+ADDRESS = re.compile(r"(tcp|tls)://.+:\d+")
 
 CONNECT_SECONDS = 20
 
 LOCAL_SETTINGS = {
     # A worker that hangs is given up after so long (Dask: 5 minutes).
     "distributed.scheduler.worker-ttl": "5s",
-    # Dask lets go of a worker that it lost, if by then the new one in its place is lost as well.
-    "distributed.deploy.lost-worker-timeout": "1 day",
     # Looking at what runs every few milliseconds takes time from it.
     "distributed.worker.profile.enabled": False,
     "distributed.admin.tick.interval": "500ms",
+    # Ctrl-C at a terminal goes to all processes; the client ends the workers.
+    "distributed.worker.preload": ["import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"],
     # The weights are no results that could be written to disk meanwhile.
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
 }
+
+# Dask lets go of a worker that it lost, if by then the new one in its place is lost as well.
+LOCAL_SETTINGS_WHEN_LOST = {"distributed.deploy.lost-worker-timeout": "1 day"}
 
 
 def open_cluster(
@@ -59,6 +63,8 @@ def open_cluster(
     """
     with ExitStack() as ours:
         client = cluster if isinstance(cluster, Client) else _client(cluster, ours)
+        if client.asynchronous:
+            raise NumpyBloomError("cluster is an asynchronous client; give one that is not")
         chain = Chain(
             client,
             folder.absolute(),
@@ -86,11 +92,16 @@ def _client(cluster: Any, ours: ExitStack) -> Client:
         return ours.enter_context(
             Client(_local(int(local[1]), ours), set_as_default=False, direct_to_workers=True)
         )
-    if "://" not in str(cluster):
+    if not ADDRESS.fullmatch(str(cluster)):
         raise OptionError(
             f"cluster is {cluster!r}; expected the address of a scheduler, such as "
             "tcp://host:8786, or local:N for N processes"
         )
+    # A Client that cannot even begin to connect would hang when it is collected.
+    if str(cluster).startswith("tls") and not Security().get_connection_args("client").get(
+        "ssl_context"
+    ):
+        raise NumpyBloomError(f"{cluster} needs certificates, by Dask's configuration")
     ours.enter_context(silence_logging_cmgr(logging.CRITICAL))  # what matters is told by us
     try:
         return ours.enter_context(Client(cluster, timeout=CONNECT_SECONDS, set_as_default=False))
@@ -103,13 +114,13 @@ def _client(cluster: Any, ours: ExitStack) -> Client:
 def _local(workers: int, ours: ExitStack) -> LocalCluster:
     """So many processes on this machine, with what is free of it."""
     memory = default_memory() // workers
-    ours.enter_context(dask.config.set(LOCAL_SETTINGS))
-    return ours.enter_context(
-        LocalCluster(
+    ours.enter_context(dask.config.set(LOCAL_SETTINGS_WHEN_LOST))
+    with dask.config.set(LOCAL_SETTINGS):  # which the processes take over
+        cluster = LocalCluster(
             n_workers=workers,
             threads_per_worker=max(1, default_threads() // workers),
             memory_limit=memory + BESIDE,
             dashboard_address=":0",  # any port that is free
             silence_logs=logging.CRITICAL,
         )
-    )
+    return ours.enter_context(cluster)

@@ -76,7 +76,8 @@ class Part:
 
     def __str__(self) -> str:
         first, last = self.blocks.start, self.blocks.stop - 1
-        name = f"block {first}-{last}" if last > first else f"block {first}"
+        # No hyphen: Dask's dashboard would end the name there.
+        name = f"blocks {first} to {last}" if last > first else f"block {first}"
         if not self.blocks:
             return "head"
         return f"{name} and head" if self.unembeds else name
@@ -99,8 +100,9 @@ def deal(workers: Sequence[Worker], sizes: Sizes, folder: object) -> list[Part]:
     """
     _check_offers(workers, sizes, folder)
     last = max(_having(workers, sizes.head_names), key=lambda worker: worker.memory)
-    free = [worker for worker in workers if worker is not last]
     count = len(sizes.blocks)
+    blocks = [block_file(i) for i in range(count)]
+    free = [one for one in workers if one is not last and one.files.intersection(blocks)]
     left = sum(sizes.blocks) + sizes.head  # bytes to be dealt
     parts: list[Part] = []
     begin = 0
@@ -155,7 +157,7 @@ def redeal(
 ) -> list[Part]:
     """Give parts whose workers are lost to others; the rest stays where it is.
 
-    A part goes to a worker without one, else to the one with most memory beside what it has. A
+    A part goes to the worker with most memory beside what it has, if possible to one without any. A
     worker's memory is shared out among its parts in proportion to their bytes.
 
     Args:
@@ -179,7 +181,12 @@ def redeal(
                 f"a worker was lost, and no other one has the files of {result[place]}; give them "
                 "to another worker, or start that one again"
             )
-        worker = max(able, key=lambda one: (not held[one.address], one.memory - held[one.address]))
+        free = {one.address: one.memory - held[one.address] for one in able}
+        fits = {name for name, memory in free.items() if memory >= result[place].nbytes}
+        worker = max(
+            able,
+            key=lambda one: (one.address in fits and not held[one.address], free[one.address]),
+        )
         result[place] = replace(result[place], worker=worker)
     return [
         replace(

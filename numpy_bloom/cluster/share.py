@@ -73,12 +73,14 @@ class Share:
         Returns:
             Bytes of weights that are pinned, and of all weights that its passes use.
         """
+        self.drop(numbers)  # which a client may have given before a loss
         return self._keep(numbers, self._model.prepare(self._own(needs)))
 
     def prepare_one_pass(
         self, numbers: Sequence[int], lengths: Sequence[int], logit_rows: int, target_rows: int
     ) -> tuple[int, int]:
         """`Model.prepare_one_pass`, in the same way."""
+        self.drop(numbers)
         caches = self._model.prepare_one_pass(
             lengths=lengths,
             logit_rows=logit_rows * self._unembeds,

@@ -54,16 +54,25 @@ class Workers:
         One that cannot run the model is left out.
 
         Raises:
-            LostError: those that were asked.
             NumpyBloomError: there is no worker, or none that can run the model.
         """
-        addresses = self._addresses()
-        end = time.monotonic() + MOST_SECONDS
-        while not addresses:
-            if time.monotonic() > end:
-                raise NumpyBloomError("the cluster has no worker; start one: dask worker SCHEDULER")
+        had, end = bool(self.offers), time.monotonic() + MOST_SECONDS
+        self._ask()
+        while not self.offers:
+            # Where there was one, a nanny may be starting it again.
+            if (self._left_out and not had) or time.monotonic() > end:
+                raise NumpyBloomError(self._why_none())
             time.sleep(LOOK_SECONDS)
-            addresses = self._addresses()
+            self._ask()
+
+    def _why_none(self) -> str:
+        if not self._left_out:
+            return "the cluster has no worker; start one: dask worker SCHEDULER"
+        address, error = next(iter(self._left_out.items()))
+        return f"no worker of the cluster is of use; {_reason(address, error)}"
+
+    def _ask(self) -> None:
+        addresses = self._addresses()
         self.offers = {name: offer for name, offer in self.offers.items() if name in addresses}
         self._left_out = {name: why for name, why in self._left_out.items() if name in addresses}
         new = addresses - self.offers.keys() - self._left_out.keys()
@@ -72,13 +81,6 @@ class Workers:
         able = self._answers(new, "import", pkgutil.resolve_name, needed)
         for together in _one_of_each_machine(able):
             self.offers |= self._answers(together, "survey", self._survey)
-        if self.offers:
-            return
-        if not self._left_out:
-            raise LostError  # all of them, since they were asked
-        raise NumpyBloomError(
-            f"no worker of the cluster is of use; {_reason(*self._left_out.popitem())}"
-        )
 
     def _answers(
         self, addresses: Iterable[str], name: str, function: Callable[..., Any], *arguments: Any

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,18 @@ def test_ranges_are_in_proportion_to_memory() -> None:
     ]
 
 
+def test_who_has_nothing_of_the_model_does_not_count() -> None:
+    nothing = Worker("n", 10**6, 1, frozenset())
+    assert dealt(worker("a", 9), worker("b", 9), nothing) == dealt(worker("a", 9), worker("b", 9))
+
+
+def test_the_dashboard_shows_whole_names() -> None:
+    """Dask cuts the name of a task at some hyphens."""
+    for part in deal([worker("a", 9), worker("b", 9)], SIZES, "MODEL"):
+        name = f"{part}, 4 tokens"
+        assert distributed.utils.key_split(f"{name}-{'0a' * 16}") == name
+
+
 def test_more_workers_than_blocks() -> None:
     parts = deal([worker(f"{i:02d}", 1) for i in range(40)], SIZES, "MODEL")
     assert [len(part.blocks) for part in parts] == [1] * BLOCKS + [0]
@@ -97,22 +110,26 @@ def test_what_is_lacking_is_told(workers: list[Worker], error: str) -> None:
 
 
 def test_a_lost_part_goes_to_who_has_none() -> None:
-    a, b, c, spare = worker("a", 500), worker("b", 500), worker("c", 500), worker("s", 100)
+    a, b, c, spare = worker("a", 500), worker("b", 500), worker("c", 500), worker("s", 501)
     parts = deal([a, b, c], SIZES, "MODEL")
     again = redeal(parts, [0], [a, c, spare], SIZES)
     assert [part.worker for part in again] == [spare, c, a]
-    assert [part.memory for part in again] == [100, 500, 500]
-    # Else to who has most memory left; it is shared out by bytes.
-    again = redeal(parts, [0, 1], [a, spare], SIZES)
-    assert [part.worker for part in again] == [spare, a, a]
-    assert [part.memory for part in again] == [100, 250, 250]
+    assert [part.memory for part in again] == [501, 500, 500]
+    # Else to who has most memory left, if that one was too small to be dealt anything; it is shared
+    # out by bytes.
+    small, large = worker("small", 100), worker("large", 2000)
+    again = redeal(parts, [0, 1], [small, replace(a, memory=2000)], SIZES)
+    assert [part.worker.address for part in again] == ["a", "a", "a"]
+    again = redeal(parts, [0, 1], [a, large], SIZES)
+    assert [part.worker for part in again] == [large, large, a]
+    assert [part.memory for part in again] == [1000, 1000, 500]
     assert sum(part.nbytes for part in again) == 1500
 
 
 def test_a_lost_part_that_no_other_has() -> None:
     first, second = worker("a", 1, range(7), "first"), worker("b", 9, range(7, 12), "last")
     parts = deal([first, second], SIZES, "MODEL")
-    with pytest.raises(NumpyBloomError, match="no other one has the files of block 0-6"):
+    with pytest.raises(NumpyBloomError, match="no other one has the files of blocks 0 to 6"):
         redeal(parts, [0], [second], SIZES)
 
 
@@ -127,8 +144,8 @@ def test_what_is_expected() -> None:
     assert expected_seconds(parts, 0.25) == 0.25 + 500 / 1000 + 200 / 500 + 800 / 50
     text = plan_text(parts, 0.25)
     assert text.count("\n") == 2
-    assert "block 0-4 on fast: 5e-07 GB" in text
-    assert "block 5-11 and head on slow: 1e-06 GB, memory 2e-07 GB, 16 s, 8e-07 GB read" in text
+    assert "blocks 0 to 4 on fast: 5e-07 GB" in text
+    assert "blocks 5 to 11 and head on slow: 1e-06 GB, memory 2e-07 GB, 16 s, 8e-07 GB read" in text
 
 
 def test_a_share_is_streamed(
@@ -178,7 +195,7 @@ def test_machines_that_have_a_part_each(
     model = tmp_path / "model"
     shutil.copytree(folder, model)
     dealt = split(model, 2)
-    assert [str(part) for _, part in dealt] == ["block 0-3", "block 4-5 and head"]
+    assert [str(part) for _, part in dealt] == ["blocks 0 to 3", "blocks 4 to 5 and head"]
     small = tmp_path / "small"
     small.mkdir()
     for file in model.glob("*.json"):
@@ -212,7 +229,7 @@ def test_split_refuses(folder: Path, tmp_path: Path, command: Command) -> None:
     check_failure(result, "split", "parts is 9; expected a value in [1, 7]", 2)
     result = command(split_command, model, "--parts", 2)
     assert (result.code, result.err) == (0, "")
-    assert result.out.startswith(f"{model}.1-of-2: block 0-3, ")
+    assert result.out.startswith(f"{model}.1-of-2: blocks 0 to 3, ")
     for name in (block_file(0), "config.json", MANIFEST):
         assert (tmp_path / "model.1-of-2" / name).samefile(model / name)
     assert not (tmp_path / "model.2-of-2" / block_file(0)).exists()
@@ -243,6 +260,9 @@ def test_commands(command: Command, tmp_path: Path) -> None:
         ("local:0", "cluster is 'local:0'; expected the address of a scheduler", 2),
         ("tcp://127.0.0.1:1", "no scheduler answers at tcp://127.0.0.1:1", 1),
         ("tcp:nonsense", "cluster is 'tcp:nonsense'; expected", 2),
+        ("tcp://127.0.0.1", "cluster is 'tcp://127.0.0.1'; expected", 2),
+        ("http://127.0.0.1:1", "cluster is 'http://127.0.0.1:1'; expected", 2),
+        ("tls://127.0.0.1:1", "tls://127.0.0.1:1 needs certificates, by Dask's", 1),
     ],
 )
 def test_no_cluster(

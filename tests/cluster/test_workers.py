@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from clusters import NEW, PROMPTS, distributed, holders, opened
+from clusters import NEW, PROMPTS, caches_held, distributed, holders, opened
 
 import numpy_bloom
 from numpy_bloom.cluster import survey, workers
 from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.model.memory import Needs
 from numpy_bloom.weights.folder import block_file
 
 
@@ -55,9 +56,7 @@ def test_one_that_cannot_run_is_left_out(
     assert "; install numpy-bloom there; it is left out" in caplog.text
 
 
-def test_none_is_of_use(
-    folder: Path, client: Any, without_package: list[str], tmp_path: Path
-) -> None:
+def test_none_is_of_use(folder: Path, client: Any, tmp_path: Path) -> None:
     with pytest.raises(NumpyBloomError, match=r"of use; worker .* run it: this run needs at least"):
         numpy_bloom.load(folder, cluster=client, memory=1000)
     damaged = tmp_path / "damaged"
@@ -75,8 +74,10 @@ def test_errors_of_their_work(folder: Path, client: Any, monkeypatch: pytest.Mon
         chain = model.model._chain
         with pytest.raises(KeyError, match="12345"):
             chain.everywhere("token", 12345, 0)
-        with pytest.raises(NumpyBloomError, match=f"worker {holders(model)[0]}: this run needs"):
+        with pytest.raises(NumpyBloomError, match=r"worker tcp://.*: this run needs"):
             model.generate(PROMPTS[0], max_new_tokens=10**9)
+        assert model.model.has_room(Needs([8], pass_tokens=8, logit_rows=1))
+        assert set(caches_held(model)) == {0}
         monkeypatch.setattr(workers, "MOST_SECONDS", 0.1)
         chain.names[0] = "nobody"  # a cluster that has mislaid a share, and does not see it
         with pytest.raises(NumpyBloomError, match="cluster failed: LostError: nobody is not on"):
