@@ -97,10 +97,12 @@ def speed(args: argparse.Namespace) -> tuple[dict[str, Any], list[tuple[str, ...
     for name, seconds in median.items():
         count = 8 if name.endswith("8") else 1
         lines.append((name, f"{seconds * 1e3:.1f}", f"{count / seconds:.2f}"))
-    cost = median["cluster, 1"] / median["one process"]
-    gain = 8 * median["cluster, 1"] / median["cluster, 8"]
-    lines.append(("cluster, 1 over one process", f"{cost:.3f}", ""))
-    lines.append(("cluster, 8 over cluster, 1", "", f"{gain:.2f}"))
+    pairs = list(zip(*times.values(), strict=True))
+    costs = sorted(one / alone for alone, one, _ in pairs)
+    gains = sorted(8 * one / eight for _, one, eight in pairs)
+    for name, ratios in (("cluster, 1 over one process", costs), ("tokens/s of 8 over 1", gains)):
+        spread_of = f"({ratios[0]:.3f} to {ratios[-1]:.3f})"
+        lines.append((name, f"{statistics.median(ratios):.3f}", spread_of))
     lines.append(("the plan expects of cluster, 1", f"{expected * 1e3:.1f}", ""))
     return {"seconds": times, "expected": expected}, lines
 

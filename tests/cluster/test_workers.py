@@ -68,6 +68,23 @@ def test_none_is_of_use(folder: Path, client: Any, tmp_path: Path) -> None:
     assert "\n" not in str(told_of.value)
 
 
+def test_a_run_that_one_refuses_leaves_nothing_with_the_others(
+    folder: Path, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(folder, client) as model:
+        real = model.model._chain.submit
+
+        def submit(place: int, method: str, *arguments: Any) -> Any:
+            return real(place, "refuse" if place else method, *arguments)
+
+        with monkeypatch.context() as refusing, pytest.raises(AttributeError, match="refuse"):
+            refusing.setattr(model.model._chain, "submit", submit)
+            model.generate(PROMPTS[0])
+        assert 1 in caches_held(model)
+        assert model.model.has_room(Needs([8], pass_tokens=8, logit_rows=1))
+        assert set(caches_held(model)) == {0}
+
+
 def test_errors_of_their_work(folder: Path, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """They come at once, as they are; a model's own name the worker."""
     with opened(folder, client) as model:
@@ -76,8 +93,6 @@ def test_errors_of_their_work(folder: Path, client: Any, monkeypatch: pytest.Mon
             chain.everywhere("token", 12345, 0)
         with pytest.raises(NumpyBloomError, match=r"worker tcp://.*: this run needs"):
             model.generate(PROMPTS[0], max_new_tokens=10**9)
-        assert model.model.has_room(Needs([8], pass_tokens=8, logit_rows=1))
-        assert set(caches_held(model)) == {0}
         monkeypatch.setattr(workers, "MOST_SECONDS", 0.1)
         chain.names[0] = "nobody"  # a cluster that has mislaid a share, and does not see it
         with pytest.raises(NumpyBloomError, match="cluster failed: LostError: nobody is not on"):
