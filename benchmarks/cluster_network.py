@@ -35,7 +35,7 @@ from distributed import Client
 from report import markdown
 
 import numpy_bloom
-from numpy_bloom.cluster import chain as chain_module
+from numpy_bloom.cluster import workers as workers_module
 from numpy_bloom.cluster.plan import expected_seconds
 
 HOSTS = ("nb1", "nb2", "nb3")
@@ -142,7 +142,7 @@ def cluster() -> Iterator[None]:
 
 def measure(args: argparse.Namespace) -> None:
     """In the first host: rates, then the slow network, then tokens."""
-    chain_module._one_of_each_machine = lambda addresses: [[one] for one in sorted(addresses)]
+    workers_module._one_of_each_machine = lambda addresses: [[one] for one in sorted(addresses)]
     with Client(f"tcp://{NETWORK}1:{PORT}", timeout=30) as client:
         client.wait_for_workers(len(HOSTS), timeout=60)
         with numpy_bloom.load(args.model, threads=1, cluster=client) as model:
