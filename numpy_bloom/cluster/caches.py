@@ -58,6 +58,18 @@ class RemoteCache:
         self._keeper = keeper
         self._ids: list[int | None] = []
 
+    def check_room(self, tokens: int) -> None:
+        """Check that so many more fit.
+
+        Raises:
+            NumpyBloomError: they do not.
+        """
+        end = self.length + tokens
+        if self.capacity and end > self.capacity:
+            raise NumpyBloomError(
+                f"the cache holds {self.capacity} tokens, {end} were given; make it larger"
+            )
+
     def extend(self, ids: Sequence[int]) -> None:
         """A pass is complete: its tokens are of the past."""
         self._ids[self.length :] = ids

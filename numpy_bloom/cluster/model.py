@@ -217,7 +217,8 @@ class ClusterModel:
             return arrived
 
         with self._one_at_a_time:
-            _check_capacity(sequences, caches)
+            for ids, cache in zip(sequences, caches, strict=True):
+                cache.check_room(len(ids))
             arrived = self._surviving(go_through)
             self._on_weights("all blocks", self.weight_bytes)
             for ids, cache in zip(sequences, caches, strict=True):
@@ -342,12 +343,3 @@ class ClusterModel:
                 self._arrived([self._submit(part, leg, [cache])])
         finally:
             cache.length = length
-
-
-def _check_capacity(sequences: Sequence[TokenIds], caches: Sequence[RemoteCache]) -> None:
-    for ids, cache in zip(sequences, caches, strict=True):
-        end = cache.length + len(ids)
-        if cache.capacity and end > cache.capacity:
-            raise NumpyBloomError(
-                f"the cache holds {cache.capacity} tokens, {end} were given; make it larger"
-            )
