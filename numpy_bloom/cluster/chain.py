@@ -98,7 +98,7 @@ class Chain:
         for place in lost:
             part = dealt[place]
             logger.warning(
-                "worker %s is lost; %s goes to %s, and what it knew is computed again",
+                "worker %s is lost; %s: now on %s, and what it knew is computed again",
                 self.parts[place].worker.address,
                 part,
                 part.worker.address,
