@@ -72,13 +72,15 @@ class _SixteenBits(Float32):
         def multiply(tile: Stored, out: Floats) -> None:
             words = tile.view(np.uint32)  # (rows, inputs / 2)
             wide = scratch(words.size).reshape(words.shape)
-            multiply_into(out, self._low(words, wide), even)
-            high = self._high(words, wide)
             if len(x) <= FEW_TOKENS:
+                multiply_into(out, self._low(words, wide), even)
+                high = self._high(words, wide)
                 for y, token in zip(out, odd, strict=True):
                     np.add(y, np.dot(high, token), out=y)
-            else:
-                out += (high @ odd.T)[:, : len(out)].T
+            else:  # added up first, for `out` is another way round: its numbers lie far apart
+                product = self._low(words, wide) @ even.T  # (rows, T)
+                product += self._high(words, wide) @ odd.T
+                out[:] = product[:, : len(out)].T
 
         return multiply
 
