@@ -39,13 +39,13 @@ def answer(model: Bloom) -> Answer:
 
 
 def in_many_pieces(monkeypatch: pytest.MonkeyPatch, dtype: str = "bfloat16") -> None:
-    """Tiles of 512 weights (but of no fewer than 16 rows, where rows lie in blocks), and chunks of
-    four such tiles. Blocks of int4, too, have 16 rows."""
-    monkeypatch.setattr(base, "TILE_ELEMENTS", 512)
+    """Tiles of 1024 weights (but of no fewer than 16 rows, where rows lie in blocks), and chunks of
+    two such tiles. Blocks of int4, too, have 16 rows."""
+    monkeypatch.setattr(base, "TILE_ELEMENTS", 1024)
     monkeypatch.setattr(base, "TILE_UNIT", 1)
     monkeypatch.setattr(int4.Int4, "block_rows", 16)
-    monkeypatch.setattr(int4, "STRIP_ELEMENTS", 512)
-    monkeypatch.setattr(store, "CHUNK_BYTES", 4 * FORMATS[dtype].nbytes(16, 32))
+    monkeypatch.setattr(int4, "STRIP_ELEMENTS", 1024)
+    monkeypatch.setattr(store, "CHUNK_BYTES", 2 * FORMATS[dtype].nbytes(32, 32))
 
 
 def model_folder(folder: Path, dtype: str = "bfloat16", *, blocks: int = 2, **options: Any) -> Path:
@@ -68,12 +68,7 @@ def model_folder(folder: Path, dtype: str = "bfloat16", *, blocks: int = 2, **op
 
 def least_memory(folder: Path, threads: int) -> int:
     """The least that `answer` needs: all but weights, and the buffers through which they go."""
-    with numpy_bloom.load(folder, memory=EVERYTHING, threads=threads) as model:
-        model.generate(PROMPT, max_new_tokens=NEW)
-        least = model.model.memory_for_all
-        stream = model.model.stream
-        assert len(stream.chunks) > 12
-        return least - stream.nbytes + stream.buffer_bytes
+    return settings(folder, threads)[0]
 
 
 def share_pinned(model: Bloom) -> float:
@@ -84,8 +79,10 @@ def share_pinned(model: Bloom) -> float:
 
 def settings(folder: Path, threads: int) -> list[int]:
     """Memory from the least to more than enough."""
-    least = least_memory(folder, threads)
     with numpy_bloom.load(folder, memory=EVERYTHING, threads=threads) as model:
-        nbytes = model.model.stream.nbytes
+        model.generate(PROMPT, max_new_tokens=NEW)
+        stream, needed = model.model.stream, model.model.memory_for_all
+        assert len(stream.chunks) > 12
+        nbytes, least = stream.nbytes, needed - stream.nbytes + stream.buffer_bytes
     parts = [0, 0.1, 0.2, 0.3, 0.5, 0.6]
     return [*(least + int(part * nbytes) for part in parts), least + nbytes, EVERYTHING]

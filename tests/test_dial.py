@@ -89,7 +89,7 @@ def test_tiles_do_not_depend_on_threads_or_memory(folder: Path) -> None:
                 rows.append((tile.rows.start, tile.rows.stop))
                 tile.done()
             seen.add(tuple(rows))
-    assert seen == {tuple((start, start + 4) for start in range(0, 32, 4))}
+    assert seen == {tuple((start, start + 8) for start in range(0, 32, 8))}
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -272,7 +272,7 @@ def test_two_processes_on_one_folder(folder: Path) -> None:
 
 def test_a_chunk_may_hold_two_parts_of_one_matrix(tmp_path: Path) -> None:
     """The last row of the head, a part of its own, fits into the chunk of the rows before it."""
-    checkpoint = Checkpoint(heads=12, hidden=48, vocab=101, tokenizer=None)
+    checkpoint = Checkpoint(heads=4, hidden=40, vocab=101, dtype="bfloat16", tokenizer=None)
     folder = converted(checkpoint, tmp_path)
     with numpy_bloom.load(folder, memory=EVERYTHING, threads=1) as model:
         from_memory = model(range(9))
