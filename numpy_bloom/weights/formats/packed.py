@@ -222,4 +222,5 @@ def _patterns(values: Stored, dtype: str) -> Patterns:
 
 def _with_rows(rows: Patterns) -> Patterns:
     """Rows of zeros added up to the next multiple of 4."""
-    return np.pad(rows, ((0, _filled_up(len(rows)) - len(rows)), (0, 0)))
+    missing = _filled_up(len(rows)) - len(rows)
+    return np.concatenate([rows, np.zeros((missing, rows.shape[1]), rows.dtype)])
