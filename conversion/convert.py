@@ -14,6 +14,7 @@ from conversion.source import COPIED, LocalSource, Source
 from conversion.target import beside, check_apart, check_replaceable, check_space, free_bytes
 from conversion.writer import FolderWriter
 from numpy_bloom.errors import NumpyBloomError, OptionError
+from numpy_bloom.weights.budget import size_text
 from numpy_bloom.weights.folder import EMBEDDINGS, LM_HEAD, ArrayFile
 from numpy_bloom.weights.formats import BY_STORED_DTYPE, FORMATS
 from numpy_bloom.weights.safetensors_file import read_header
@@ -204,11 +205,11 @@ def _dtypes(files: list[ArrayFile], writer: FolderWriter) -> str:
 def _told(plan: Plan, writer: FolderWriter) -> str:
     """The plan in one line."""
     kept, free = len(writer.complete), free_bytes(writer.folder)
-    fetches = f"downloads {plan.fetches / 1e9:.3f} GB, " if plan.fetches else ""
+    fetches = f"downloads {size_text(plan.fetches)}, " if plan.fetches else ""
     return (
         (f"goes on after {kept} complete files; " if kept else "")
         + fetches
-        + f"reads {plan.reads / 1e9:.3f} GB, writes {plan.writes / 1e9:.3f} GB; "
-        f"needs {plan.disk / 1e9:.3f} GB of disk, of {free / 1e9:.3f} GB free, "
-        f"and at most {plan.memory / 1e6:.0f} MB of memory"
+        + f"reads {size_text(plan.reads)}, writes {size_text(plan.writes)}; "
+        f"needs {size_text(plan.disk)} of disk, of {size_text(free)} free, "
+        f"and at most {size_text(plan.memory)} of memory"
     )

@@ -19,6 +19,7 @@ from conversion.writer import FolderWriter
 from numpy_bloom.command import parser, path_argument, run_command
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.model.config import read_config
+from numpy_bloom.weights.budget import size_text
 from numpy_bloom.weights.dtypes import STORED, Stored, narrow
 from numpy_bloom.weights.folder import (
     LM_HEAD,
@@ -131,7 +132,7 @@ def export(
         left = {name: shards[name] for name in shards if name not in writer.complete}
         writes = sum(tensor.nbytes for tensors in left.values() for tensor in tensors)
         free = free_bytes(writer.folder)
-        tell(f"writes {writes / 1e9:.3f} GB in {len(left)} shards, of {free / 1e9:.3f} GB free")
+        tell(f"writes {size_text(writes)} in {len(left)} shards, of {size_text(free)} free")
         check_space(writes, writer.folder, "or choose another folder")
         writer.begin()
         for name in COPIED:

@@ -13,6 +13,7 @@ from numpy_bloom.cluster.plan import Part, Sizes, Worker, deal, needed_files
 from numpy_bloom.command import parser, path_argument, run_command
 from numpy_bloom.errors import NumpyBloomError, OptionError, check_whole
 from numpy_bloom.model.config import read_config
+from numpy_bloom.weights.budget import size_text
 from numpy_bloom.weights.folder import read_manifest
 from numpy_bloom.weights.manifest import ARRAYS_SUFFIX, MANIFEST
 
@@ -31,7 +32,7 @@ def main() -> None:
     add("--parts", type=int, required=True, metavar="N", help="how many")
     args = command.parse_args()
     for folder, part in split(Path(args.target), args.parts):
-        print(f"{folder}: {part}, {part.nbytes / 1e9:.3g} GB")
+        print(f"{folder}: {part}, {size_text(part.nbytes)}")
 
 
 def split(target: Path, parts: int) -> list[tuple[Path, Part]]:

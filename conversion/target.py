@@ -5,6 +5,7 @@ from pathlib import Path
 
 from conversion.durable import UNFINISHED, sync_folder
 from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.weights.budget import size_text
 from numpy_bloom.weights.manifest import MANIFEST
 
 PARTIAL, REPLACED = ".partial", ".replaced"
@@ -30,8 +31,8 @@ def check_space(nbytes: int, folder: Path, way_out: str) -> None:
     free = free_bytes(folder)
     if nbytes > free:
         raise NumpyBloomError(
-            f"the disk of {folder.parent} has {free / 1e9:.3f} GB free, expected "
-            f"{nbytes / 1e9:.3f} GB; free some, {way_out}"
+            f"the disk of {folder.parent} has {size_text(free)} free, expected "
+            f"{size_text(nbytes - free)} more; free some, {way_out}"
         )
 
 

@@ -15,6 +15,7 @@ from numpy_bloom.command import parser, path_argument, run_command
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.model.config import BloomConfig
 from numpy_bloom.weights.bounded import read_json
+from numpy_bloom.weights.budget import size_text
 from numpy_bloom.weights.folder import (
     FileArrays,
     listed_files,
@@ -74,7 +75,7 @@ def main() -> None:
         ways = "; ".join(ways_out(faults, target, manifest))
         raise NumpyBloomError(f"{target} has {many}; {ways}")
     size = sum(entry["size"] for entry in manifest["files"].values())
-    print(f"{target} is whole: {len(manifest['files'])} files, {size / 1e9:.3f} GB")
+    print(f"{target} is whole: {len(manifest['files'])} files, {size_text(size)}")
 
 
 def ways_out(

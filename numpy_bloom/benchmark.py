@@ -14,6 +14,7 @@ from numpy_bloom.command import parser, rate, run_command
 from numpy_bloom.errors import check_whole
 from numpy_bloom.loading import load
 from numpy_bloom.model.memory import Needs
+from numpy_bloom.weights.budget import size_text
 from numpy_bloom.weights.rates import arithmetic_rate, disk_rate, memory_rate
 
 
@@ -114,11 +115,11 @@ def measure(bloom: Bloom, prompt_tokens: int, new_tokens: int) -> Measurements:
 def _table(m: Measurements) -> str:
     rows = [
         ("threads", f"{m.threads}", ""),
-        ("disk", f"{m.disk_rate / 1e9:.2f} GB/s", ""),
-        ("memory", f"{m.memory_rate / 1e9:.1f} GB/s", ""),
+        ("disk", f"{size_text(m.disk_rate)}/s", ""),
+        ("memory", f"{size_text(m.memory_rate)}/s", ""),
         ("arithmetic", f"{m.arithmetic_rate / 1e9:.0f} GFLOP/s", ""),
-        ("a pass reads", f"{m.pass_bytes_memory / 1e9:.3f} GB", "from memory"),
-        ("", f"{m.pass_bytes_disk / 1e9:.3f} GB", "from disk"),
+        ("a pass reads", size_text(m.pass_bytes_memory), "from memory"),
+        ("", size_text(m.pass_bytes_disk), "from disk"),
         _speed(f"prefill of {m.prefill_tokens}", m.prefill_rate, m.prefill_limit),
         _speed("decode", m.decode_rate, m.decode_limit),
     ]

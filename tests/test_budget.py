@@ -14,6 +14,7 @@ from numpy_bloom.weights.budget import (
     default_memory,
     default_threads,
     parse_size,
+    size_text,
 )
 
 GB = 10**9
@@ -52,6 +53,24 @@ def test_no_sizes(text: str | int) -> None:
     with pytest.raises(NumpyBloomError, match="expected a size such as 400MB") as error:
         parse_size(text)
     assert repr(text) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1 KB"),
+        (5_858_304, "5.86 MB"),
+        (999_499_999, "999 MB"),
+        (999_500_000, "1 GB"),
+        (352_468_271_104, "352 GB"),
+        (705e9, "705 GB"),
+        (1.41e12, "1.41 TB"),
+    ],
+)
+def test_sizes_for_people(nbytes: float, text: str) -> None:
+    assert size_text(nbytes) == text
 
 
 @pytest.fixture

@@ -219,8 +219,8 @@ def check_converted(result: Result) -> None:
     """Nothing is told but the plan."""
     assert result.code == 0 and result.out == ""
     assert re.fullmatch(
-        r"conversion: reads .* GB, writes .* GB; needs .* GB of disk, of .* GB free, "
-        r"and at most \d+ MB of memory\n",
+        r"conversion: reads .* KB, writes .* KB; needs .* KB of disk, of .* free, "
+        r"and at most 150 MB of memory\n",
         result.err,
     )
 

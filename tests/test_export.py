@@ -184,7 +184,7 @@ def test_a_shard_is_no_larger_than_it_may_be(
 def test_command(tmp_path: Path, model: Path, command: Command) -> None:
     result = command(export_command, model, tmp_path / "hf")
     assert (result.code, result.out) == (0, "")
-    assert result.err.startswith("export: writes 0.000 GB in 1 shards, of ")
+    assert result.err.startswith("export: writes 44.2 KB in 1 shards, of ")
     assert exported(tmp_path / "hf")
 
 

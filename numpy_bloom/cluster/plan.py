@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.weights.budget import size_text
 from numpy_bloom.weights.folder import EMBEDDINGS, block_file, head_files
 
 
@@ -215,15 +216,15 @@ def plan_text(parts: Sequence[Part], empty: float) -> str:
     """The plan for people: who holds what, bytes, expected seconds per token."""
     total = sum(part.nbytes for part in parts)
     lines = [
-        f"{total / 1e9:.3g} GB of weights on {len(parts)} worker{'s' if len(parts) > 1 else ''}, "
+        f"{size_text(total)} of weights on {len(parts)} worker{'s' if len(parts) > 1 else ''}, "
         f"about {expected_seconds(parts, empty):.2g} s a token, of which {empty:.2g} s on the way:"
     ]
     for part in parts:
         streamed = max(0, part.nbytes - part.memory)
-        disk = f", {streamed / 1e9:.3g} GB read from disk in each pass" if streamed else ""
+        disk = f", {size_text(streamed)} read from disk in each pass" if streamed else ""
         lines.append(
-            f"  {part} on {part.worker.address}: {part.nbytes / 1e9:.3g} GB, memory "
-            f"{part.memory / 1e9:.3g} GB, {part_seconds(part):.2g} s{disk}"
+            f"  {part} on {part.worker.address}: {size_text(part.nbytes)}, memory "
+            f"{size_text(part.memory)}, {part_seconds(part):.2g} s{disk}"
         )
     return "\n".join(lines)
 

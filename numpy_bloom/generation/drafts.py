@@ -10,6 +10,7 @@ from numpy_bloom.generation.sampling import SamplingOptions, draw, next_token_di
 from numpy_bloom.model.cache import SequenceCache
 from numpy_bloom.model.memory import Needs
 from numpy_bloom.model.runner import Runner
+from numpy_bloom.weights.budget import size_text
 from numpy_bloom.weights.dtypes import Floats
 
 PROMPT_LOOKUP = "prompt-lookup"
@@ -115,7 +116,7 @@ class DraftModel(Drafter):
     def begin(self, tokens: int, capacity: int) -> None:
         if not self.has_room(tokens, capacity):
             raise NumpyBloomError(
-                f"the draft model needs more than the {self.model.memory / 1e6:,.1f} MB of memory "
+                f"the draft model needs more than the {size_text(self.model.memory)} of memory "
                 "that it may use, to be held there whole; choose a smaller one"
             )
         (self._cache,) = self.model.prepare(_needs(tokens, capacity))

@@ -11,6 +11,7 @@ from numpy_bloom.model.cache import Cache, KVCache, OnePassCache
 from numpy_bloom.model.config import BloomConfig
 from numpy_bloom.model.memory import Draft, Needs, logit_bytes, pass_bytes, score_bytes
 from numpy_bloom.model.parameters import bloom_parameters
+from numpy_bloom.weights.budget import size_text
 from numpy_bloom.weights.store import WeightStore
 
 OnWeights = Callable[[str, int], None]
@@ -192,10 +193,10 @@ class Room:
             return ""
         rate = self.stream.fill()
         return (
-            f"{self.bytes_pinned / 1e9:.2f} GB of weights in memory, {per_pass / 1e9:.2f} GB read "
-            f"from disk in each pass, at {rate / 1e9:.2f} GB/s: about {per_pass / rate:.2g} s a "
+            f"{size_text(self.bytes_pinned)} of weights in memory, {size_text(per_pass)} read "
+            f"from disk in each pass, at {size_text(rate)}/s: about {per_pass / rate:.2g} s a "
             f"token; each GB of memory more would save {1e9 / rate:.2g} s, and with "
-            f"{self.memory_for_all / 1e9:.1f} GB nothing would be read"
+            f"{_megabytes(self.memory_for_all)} nothing would be read"
         )
 
     def turn(self, memory: int) -> None:

@@ -37,6 +37,12 @@ def parse_size(size: str | int) -> int:
     return nbytes
 
 
+def size_text(nbytes: float) -> str:
+    """A size for people: `352 GB`, `5.89 MB`, `0 B`."""
+    unit = next((one for one in ("B", "KB", "MB", "GB") if nbytes < 999.5 * UNITS[one]), "TB")
+    return f"{nbytes / UNITS[unit]:.3g} {unit}"
+
+
 def default_memory() -> int:
     """What is free for this process, less an eighth, or 256 MB if that is more, for all else."""
     available = available_memory()

@@ -144,8 +144,8 @@ def test_what_is_expected() -> None:
     assert expected_seconds(parts, 0.25) == 0.25 + 500 / 1000 + 200 / 500 + 800 / 50
     text = plan_text(parts, 0.25)
     assert text.count("\n") == 2
-    assert "blocks 0 to 4 on fast: 5e-07 GB" in text
-    assert "blocks 5 to 11 and head on slow: 1e-06 GB, memory 2e-07 GB, 16 s, 8e-07 GB read" in text
+    assert "blocks 0 to 4 on fast: 500 B" in text
+    assert "blocks 5 to 11 and head on slow: 1 KB, memory 200 B, 16 s, 800 B read" in text
 
 
 def test_a_share_is_streamed(
@@ -251,7 +251,7 @@ def test_commands(command: Command, tmp_path: Path) -> None:
             command(module, *arguments, *cluster) for cluster in ([], ["--cluster", "local:1"])
         )
         assert (spread.code, spread.out) == (0, alone.out)
-        assert "GB of weights on 1 worker, about " in spread.err
+        assert "MB of weights on 1 worker, about " in spread.err
 
 
 @pytest.mark.parametrize(
