@@ -17,14 +17,14 @@ import numpy as np
 from tqdm import tqdm
 
 from numpy_bloom.bloom import Bloom
-from numpy_bloom.command import CLUSTER_HELP, parser, rate, run_command
+from numpy_bloom.command import CLUSTER_HELP, parser, rate, reading, run_command
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.inputs import token_id_array
 from numpy_bloom.loading import load
 from numpy_bloom.model.forward import TokenIds
 from numpy_bloom.model.runner import Runner
 from numpy_bloom.perplexity import WINDOW, Windows, check_window, score_windows, windows_per_pass
-from numpy_bloom.weights.budget import peak_memory_bytes
+from numpy_bloom.weights.budget import peak_memory_bytes, size_text
 
 PIECE_CHARACTERS = 1 << 18
 """So much of a text is turned into tokens at a time: the tokenizer needs hundreds of bytes for each
@@ -106,11 +106,11 @@ def main() -> None:
         text = read_text(bloom, args.text)
         windows = Windows(len(text.ids), args.window, args.stride)
         evaluation = evaluate(bloom.model, text, windows)
-    if args.json:
-        print(json.dumps(asdict(evaluation)))
-    else:
-        print(_table(evaluation))
-        print(_statistics(evaluation), file=sys.stderr)
+        if args.json:
+            print(json.dumps(asdict(evaluation)))
+        else:
+            print(_table(evaluation))
+            print(_statistics(bloom.model, evaluation), file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -260,15 +260,14 @@ def _table(e: Evaluation) -> str:
     return "\n".join(f"{name:<24}{value:>12}  {remark}" for name, value, remark in rows)
 
 
-def _statistics(e: Evaluation) -> str:
+def _statistics(model: Runner, e: Evaluation) -> str:
     stats = e.stats
-    speed = stats.weight_bytes_read / 1e9 / stats.seconds
-    read = f"{stats.weight_bytes_read / 1e9:.2f} GB read at {speed:.2f} GB/s; "
     return (
         f"{e.tokens_scored} tokens in {stats.passes} pass{'es' if stats.passes > 1 else ''} and "
         f"{stats.seconds:.2f} s, "
-        f"{rate(stats.tokens_per_second)} a second; {read if stats.weight_bytes_read else ''}"
-        f"peak memory {stats.peak_memory_bytes / 1e6:.0f} MB"
+        f"{rate(stats.tokens_per_second)} a second; "
+        f"{reading(model, stats.weight_bytes_read, stats.seconds)}"
+        f"peak memory {size_text(stats.peak_memory_bytes)}"
     )
 
 

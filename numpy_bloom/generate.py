@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from numpy_bloom.bloom import Bloom
-from numpy_bloom.command import rate, run_command, text_argument
+from numpy_bloom.command import rate, reading, run_command, text_argument
 from numpy_bloom.generate_options import BEAM_OPTIONS, OPTIONS, arguments
 from numpy_bloom.generation.beams import BeamSearch
 from numpy_bloom.generation.drafts import PROMPT_LOOKUP
@@ -21,6 +21,7 @@ from numpy_bloom.loading import load
 from numpy_bloom.model.runner import Runner
 from numpy_bloom.progress import PassBar
 from numpy_bloom.prompts import read_prompts
+from numpy_bloom.weights.budget import size_text
 
 
 def main() -> None:
@@ -61,7 +62,7 @@ def main() -> None:
                 if args.show_tokens:
                     _print_tokens(model, generation)
                 else:
-                    _print_text(generation)
+                    _print_text(model, generation)
 
 
 def _kept(
@@ -103,11 +104,11 @@ def _announce(model: Runner) -> None:
             model.watch(PassBar(model))
 
 
-def _print_text(generation: Generation) -> None:
+def _print_text(model: Bloom, generation: Generation) -> None:
     for token in generation:
         print(token.text, end="", flush=True)
     print()
-    _print_stats(generation)
+    _print_stats(model, generation)
 
 
 def _print_tokens(model: Bloom, generation: Generation) -> None:
@@ -122,7 +123,7 @@ def _print_tokens(model: Bloom, generation: Generation) -> None:
         probability = math.exp(token.logprob)
         print(f"Token {number} ....... {piece}  p={probability:.3f}  {seconds:.2f} s", flush=True)
         start = time.perf_counter()
-    _print_stats(generation)
+    _print_stats(model, generation)
 
 
 def _print_json(prompts: Sequence[str], generations: Iterable[Generation]) -> None:
@@ -146,18 +147,16 @@ def _print_json(prompts: Sequence[str], generations: Iterable[Generation]) -> No
             print(told, file=sys.stderr)
 
 
-def _print_stats(generation: Generation) -> None:
+def _print_stats(model: Bloom, generation: Generation) -> None:
     stats = generation.stats
     new = f"{len(generation.token_ids)} new ones at {rate(stats.tokens_per_second)} a second"
     if stats.tokens_per_pass > 1:
         new += f", {stats.tokens_per_pass:.2f} a pass"
-    read = ""
-    if stats.weight_bytes_read:
-        speed = stats.weight_bytes_read / (stats.prefill_seconds + stats.decode_seconds)
-        read = f"{stats.weight_bytes_read / 1e9:.2f} GB read at {speed / 1e9:.2f} GB/s; "
+    seconds = stats.prefill_seconds + stats.decode_seconds
+    read = reading(model.model, stats.weight_bytes_read, seconds)
     print(
         f"{len(generation.prompt_token_ids)} tokens in {stats.prefill_seconds:.2f} s, then {new}; "
-        f"{read}peak memory {stats.peak_memory_bytes / 1e6:.0f} MB",
+        f"{read}peak memory {size_text(stats.peak_memory_bytes)}",
         file=sys.stderr,
     )
 

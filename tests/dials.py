@@ -16,7 +16,8 @@ from numpy_bloom.weights import store
 from numpy_bloom.weights.dtypes import FLOATING
 from numpy_bloom.weights.formats import FORMATS, base, int4
 
-PROMPT = byte_ids("Todos los seres humanos nacen libres e iguales")  # more than a slice
+TEXT = "Todos los seres humanos nacen libres e iguales"
+PROMPT = byte_ids(TEXT)  # more than a slice
 NEW = 3
 EVERYTHING = 1 << 40
 

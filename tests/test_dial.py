@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from checkpoints import Checkpoint, byte_ids
+from commands import Command
 from conversions import converted
 from dials import (
     EVERYTHING,
     NEW,
     PROMPT,
+    TEXT,
     answer,
     in_many_pieces,
     least_memory,
@@ -25,6 +27,7 @@ from dials import (
 from threads import no_deadlock, open_files, thread_names
 
 import numpy_bloom
+from numpy_bloom import generate
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.weights.formats import FORMATS
 
@@ -115,6 +118,16 @@ def test_bytes_read(
             assert stats.weight_bytes_pinned == stream.bytes_pinned
             per_pass = stream.nbytes - stream.bytes_pinned
             assert stats.weight_bytes_read == NEW * per_pass + rows * at_least
+
+
+def test_a_command_tells_what_it_read(folder: Path, command: Command) -> None:
+    """But not of the rows that are looked up on disk, if all else is in memory."""
+    arguments = [TEXT, "--model", folder, "--max-new-tokens", NEW, "--threads", 1]
+    for memory in (least_memory(folder, 1), EVERYTHING):
+        told = command(generate, *arguments, "--memory", memory).err.splitlines()
+        assert (len(told) == 2) == (memory < EVERYTHING)  # with a forecast
+        read = bool(re.search(r"; \S+ [KM]B read at \S+ [KMG]B/s; peak", told[-1]))
+        assert read == (memory < EVERYTHING)
 
 
 @pytest.mark.parametrize("dtype", FORMATS)
