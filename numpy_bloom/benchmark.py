@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from numpy_bloom.bloom import Bloom
-from numpy_bloom.command import parser, rate, run_command
+from numpy_bloom.command import parser, path_argument, rate, run_command
 from numpy_bloom.errors import check_whole
 from numpy_bloom.loading import load
 from numpy_bloom.model.memory import Needs
@@ -53,7 +53,12 @@ def main() -> None:
         "python -m numpy_bloom.benchmark --model bloom-560m --memory 500MB",
     )
     add = command.add_argument
-    add("--model", metavar="DIR", help="a converted model (default: the demo model)")
+    add(
+        "--model",
+        type=path_argument,
+        metavar="DIR",
+        help="a converted model (default: the demo model)",
+    )
     add(
         "--memory",
         metavar="SIZE",

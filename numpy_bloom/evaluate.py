@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from numpy_bloom.bloom import Bloom
-from numpy_bloom.command import CLUSTER_HELP, parser, rate, reading, run_command
+from numpy_bloom.command import CLUSTER_HELP, parser, path_argument, rate, reading, run_command
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.inputs import token_id_array
 from numpy_bloom.loading import load
@@ -122,8 +122,18 @@ def _parser() -> argparse.ArgumentParser:
         "python -m numpy_bloom.evaluate README.md --model bloom-560m --window 1024",
     )
     add = command.add_argument
-    add("text", metavar="TEXTFILE", help="a text in UTF-8; - reads it from stdin")
-    add("--model", metavar="DIR", help="a converted model (default: the demo model)")
+    add(
+        "text",
+        type=path_argument,
+        metavar="TEXTFILE",
+        help="a text in UTF-8; - reads it from stdin",
+    )
+    add(
+        "--model",
+        type=path_argument,
+        metavar="DIR",
+        help="a converted model (default: the demo model)",
+    )
     add(
         "--window",
         type=int,

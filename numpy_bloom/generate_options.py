@@ -2,7 +2,7 @@
 
 import argparse
 
-from numpy_bloom.command import CLUSTER_HELP, parser
+from numpy_bloom.command import CLUSTER_HELP, parser, path_argument
 from numpy_bloom.errors import OptionError
 
 OPTIONS = (
@@ -97,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     add("prompt", metavar="PROMPT", nargs="?", help="the text to continue; - reads it from stdin")
     add(
         "--prompts-file",
+        type=path_argument,
         metavar="F",
         help="many texts, continued together: one a line, or JSON Lines with prompt; - is stdin",
     )
@@ -108,7 +109,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="K",
         help="continuations of each prompt (default: %(default)s)",
     )
-    add("--model", metavar="DIR", help="a converted model (default: the demo model)")
+    add(
+        "--model",
+        type=path_argument,
+        metavar="DIR",
+        help="a converted model (default: the demo model)",
+    )
     add("--max-new-tokens", type=int, metavar="N", help="default: 128")
     add("--temperature", type=float, metavar="F", help="0 is greedy (default, unless sampling)")
     add("--top-k", type=int, metavar="N", help="sample among the N likeliest tokens")
@@ -134,6 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--stop", action="append", default=[], metavar="TEXT", help="end before TEXT; repeatable")
     add(
         "--draft-model",
+        type=path_argument,
         metavar="DIR",
         help="a smaller model with the same vocabulary, held in memory, that guesses at tokens; or "
         "prompt-lookup: the text itself",
@@ -141,6 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--draft-tokens", type=int, metavar="N", help="guesses for each pass, at most (default: 8)")
     add(
         "--prompt-cache",
+        type=path_argument,
         metavar="FILE",
         help="keep the text here after every pass; what it has in common with the text that is "
         "there is not computed again",

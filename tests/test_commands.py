@@ -15,7 +15,7 @@ from conversions import converted
 import numpy_bloom
 from conversion import __main__ as conversion_command
 from conversion import export, split, verify
-from numpy_bloom import benchmark, generate
+from numpy_bloom import benchmark, evaluate, generate, trace
 
 ROOT = Path(__file__).parent.parent
 PROMPT = "Todos los"
@@ -289,6 +289,16 @@ def test_ends(
         (export, ("", "hf")),
         (export, ("model", "")),
         (split, ("", "--parts=2")),
+        (generate, (PROMPT, "--model=")),
+        (generate, (PROMPT, "--draft-model=")),
+        (generate, (PROMPT, "--prompt-cache=")),
+        (generate, ("--prompts-file=",)),
+        (evaluate, ("",)),
+        (evaluate, ("README.md", "--model=")),
+        (benchmark, ("--model=",)),
+        (trace, (PROMPT, "--model=")),
+        (trace, (PROMPT, "--folder=")),
+        (trace, (PROMPT, "--html=")),
     ],
 )
 def test_an_empty_path_is_wrong_usage(
