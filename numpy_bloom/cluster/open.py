@@ -1,14 +1,17 @@
 """From `cluster=` to a model on a cluster."""
 
+import asyncio
 import logging
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import dask
 from distributed import Client, LocalCluster, Security
+from distributed.comm.core import connect
 from distributed.utils import silence_logging_cmgr
 
 from numpy_bloom.cluster.chain import Chain
@@ -104,11 +107,22 @@ def _client(cluster: Any, ours: ExitStack) -> Client:
         raise NumpyBloomError(f"{cluster} needs certificates, by Dask's configuration")
     ours.enter_context(silence_logging_cmgr(logging.CRITICAL))  # what matters is told by us
     try:
+        # In a thread, since a loop may run in this one.
+        with ThreadPoolExecutor(1) as apart:
+            apart.submit(asyncio.run, _greet(cluster)).result()
         return ours.enter_context(Client(cluster, timeout=CONNECT_SECONDS, set_as_default=False))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, asyncio.TimeoutError) as error:
+        told = str(error) or f"{CONNECT_SECONDS} s of silence"
         raise NumpyBloomError(
-            f"no scheduler answers at {cluster}: {error}; start one: dask scheduler"
+            f"no scheduler answers at {cluster}: {told}; start one: dask scheduler"
         ) from error
+
+
+async def _greet(address: str) -> None:
+    """See that somebody answers: a Client would wait for ever for one who only takes calls."""
+    options = Security().get_connection_args("client")
+    comm = await asyncio.wait_for(connect(address, **options), CONNECT_SECONDS)
+    await comm.close()
 
 
 def _local(workers: int, ours: ExitStack) -> LocalCluster:

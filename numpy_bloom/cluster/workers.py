@@ -23,6 +23,9 @@ LOOK_SECONDS = 0.5
 MOST_SECONDS = 10
 """That Dask is given to find a worker lost, or to start one again where there is none."""
 
+SILENT_SECONDS = 20
+"""After which a scheduler that does not answer is given up."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -108,14 +111,18 @@ class Workers:
         """Of all workers that are there.
 
         Raises:
-            NumpyBloomError: the scheduler is gone.
+            NumpyBloomError: the scheduler is gone, or hangs.
         """
+        fault = "is gone"
         try:
             if self.client.status == "running":
-                return set(self.client.nthreads())
-        except (OSError, RuntimeError, asyncio.TimeoutError):  # it goes at this moment
+                return set(self.client.nthreads(callback_timeout=SILENT_SECONDS))
+        except asyncio.TimeoutError:
+            fault = f"has not answered for {SILENT_SECONDS} s"
+        except (OSError, RuntimeError):  # it goes at this moment
             pass
-        raise NumpyBloomError("the scheduler of the cluster is gone; start it again")
+        scheduler: Any = self.client.scheduler
+        raise NumpyBloomError(f"the scheduler at {scheduler.address} {fault}; start it again")
 
     def submit(
         self, address: str, name: str, function: Callable[..., Any], *arguments: Any

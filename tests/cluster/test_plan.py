@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -271,3 +272,12 @@ def test_no_cluster(
     monkeypatch.setattr(open_cluster, "CONNECT_SECONDS", 0.2)
     result = command(generate, "x", "--cluster", address)
     check_failure(result, "generate", told_of, code)
+
+
+def test_a_scheduler_that_says_nothing(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(open_cluster, "CONNECT_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
+        result = command(generate, "x", "--cluster", address)
+    told = f"no scheduler answers at {address}: 0.2 s of silence; start one: dask scheduler"
+    check_failure(result, "generate", told)

@@ -1,6 +1,7 @@
 """Workers that are of no use, errors of their work, and a scheduler that dies: one clear line."""
 
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -109,33 +110,58 @@ with distributed.LocalCluster(
 """
 
 
+@pytest.fixture
+def scheduler() -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A process with a scheduler and a worker, and its address."""
+    with subprocess.Popen(
+        [sys.executable, "-c", SCHEDULER], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        yield process, process.stdout.readline().strip()
+        process.kill()
+
+
 @pytest.mark.parametrize("during", [False, True])
 def test_the_scheduler_dies(
     folder: Path,
+    scheduler: tuple[subprocess.Popen[str], str],
     during: bool,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     """Between two passes, or when one has been sent."""
-    with subprocess.Popen(
-        [sys.executable, "-c", SCHEDULER], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as scheduler:
-        assert scheduler.stdout is not None
-        address = scheduler.stdout.readline().strip()
-        with numpy_bloom.load(folder, cluster=address) as model:
-            generation = model.generate(PROMPTS[0], max_new_tokens=NEW)
-            next(generation)
-            if during:
-                real = workers.Workers.results
+    process, address = scheduler
+    with numpy_bloom.load(folder, cluster=address) as model:
+        generation = model.generate(PROMPTS[0], max_new_tokens=NEW)
+        next(generation)
+        if during:
+            real = workers.Workers.results
 
-                def results(*arguments: Any) -> Any:
-                    scheduler.kill()
-                    return real(*arguments)
+            def results(*arguments: Any) -> Any:
+                process.kill()
+                return real(*arguments)
 
-                monkeypatch.setattr(workers.Workers, "results", results)
-            else:
-                scheduler.kill()
-                scheduler.wait()
-            with pytest.raises(NumpyBloomError, match="scheduler of the cluster is gone; start it"):
-                list(generation)
+            monkeypatch.setattr(workers.Workers, "results", results)
+        else:
+            process.kill()
+            process.wait()
+        told = rf"^the scheduler at {address} is gone; start it again$"
+        with pytest.raises(NumpyBloomError, match=told):
+            list(generation)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_the_scheduler_hangs(
+    folder: Path,
+    scheduler: tuple[subprocess.Popen[str], str],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(workers, "SILENT_SECONDS", 0.5)
+    process, address = scheduler
+    with numpy_bloom.load(folder, cluster=address) as model:
+        process.send_signal(signal.SIGSTOP)
+        told = rf"^the scheduler at {address} has not answered for 0.5 s; start it again$"
+        with pytest.raises(NumpyBloomError, match=told):
+            model.generate(PROMPTS[0])
     assert "Traceback" not in capfd.readouterr().err
