@@ -12,4 +12,5 @@ from numpy_bloom.bloom import Bloom
 from numpy_bloom.errors import NumpyBloomError, OptionError
 from numpy_bloom.loading import load
 
+__version__ = "0.1.0"
 __all__ = ["Bloom", "NumpyBloomError", "OptionError", "load"]

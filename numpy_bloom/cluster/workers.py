@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from distributed import Client, Future
 
+from numpy_bloom import __version__
 from numpy_bloom.cluster.plan import Worker
 from numpy_bloom.errors import NumpyBloomError
 
@@ -48,7 +49,7 @@ class Workers:
     def __init__(self, client: Client, survey: partial[Worker]) -> None:
         self.client = client
         self._survey = survey
-        self._left_out: dict[str, BaseException] = {}
+        self._left_out: dict[str, Exception] = {}
         self.offers: dict[str, Worker] = {}
 
     def look(self) -> None:
@@ -80,9 +81,12 @@ class Workers:
         self._left_out = {name: why for name, why in self._left_out.items() if name in addresses}
         new = addresses - self.offers.keys() - self._left_out.keys()
         # Dask would end a worker that cannot import what it is sent.
-        needed = f"{self._survey.func.__module__}:__name__"
-        able = self._answers(new, "import", pkgutil.resolve_name, needed)
-        for together in _one_of_each_machine(able):
+        versions = self._answers(new, "version", pkgutil.resolve_name, "numpy_bloom:__version__")
+        for address, version in versions.items():
+            if version != __version__:
+                told = f"it has numpy-bloom {version}, expected {__version__}; install that there"
+                self._leave_out(address, NumpyBloomError(told))
+        for together in _one_of_each_machine(versions.keys() - self._left_out.keys()):
             self.offers |= self._answers(together, "survey", self._survey)
 
     def _answers(
@@ -99,9 +103,12 @@ class Workers:
             except Exception as error:
                 if answer.status != "error":  # it is not the worker's
                     raise
-                self._left_out[address] = error
-                logger.warning("%s; it is left out", _reason(address, error))
+                self._leave_out(address, error)
         return answers
+
+    def _leave_out(self, address: str, error: Exception) -> None:
+        self._left_out[address] = error
+        logger.warning("%s; it is left out", _reason(address, error))
 
     def has_joined(self) -> bool:
         """Whether a worker is there that was not asked yet."""
@@ -213,7 +220,7 @@ def _one_of_each_machine(addresses: Iterable[str]) -> Iterator[list[str]]:
         yield [address for address in group if address is not None]
 
 
-def _reason(address: str, error: BaseException) -> str:
+def _reason(address: str, error: Exception) -> str:
     """Why a worker cannot run the model."""
     text = str(error) if isinstance(error, NumpyBloomError) else f"{type(error).__name__}: {error}"
     remedy = "; install numpy-bloom there" if isinstance(error, ImportError) else ""

@@ -13,7 +13,7 @@ import pytest
 from clusters import NEW, PROMPTS, caches_held, distributed, holders, opened
 
 import numpy_bloom
-from numpy_bloom.cluster import survey, workers
+from numpy_bloom.cluster import workers
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.model.memory import Needs
 from numpy_bloom.weights.folder import block_file
@@ -29,13 +29,11 @@ def client(cluster: Any) -> Iterator[Any]:
 def without_package(client: Any) -> Iterator[list[str]]:
     """Workers, of which the first cannot import what it is asked to do."""
 
-    hidden = survey.__name__
-
     def hide() -> None:
-        sys.modules[hidden] = None  # type: ignore[assignment]
+        sys.modules["numpy_bloom"] = None  # type: ignore[assignment]
 
     def show() -> None:
-        sys.modules.pop(hidden)
+        sys.modules.pop("numpy_bloom")
 
     addresses = sorted(client.nthreads())
     client.run(hide, workers=addresses[:1])
@@ -57,6 +55,23 @@ def test_one_that_cannot_run_is_left_out(
     assert "; install numpy-bloom there; it is left out" in caplog.text
 
 
+def test_one_with_another_version_is_left_out(
+    folder: Path, client: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    def install(version: str) -> None:
+        numpy_bloom.__version__ = version
+
+    lame, sound = sorted(client.nthreads())
+    client.run(install, "0.0.9", workers=[lame])
+    with opened(folder, client) as model:
+        assert holders(model) == [sound]
+    told = f"worker {lame} cannot run it: it has numpy-bloom 0.0.9, expected "
+    assert caplog.text.count("left out") == caplog.text.count(told) == 1
+    client.run(install, numpy_bloom.__version__, workers=[lame])
+    with opened(folder, client) as model:
+        assert sorted(holders(model)) == [lame, sound]
+
+
 def test_none_is_of_use(folder: Path, client: Any, tmp_path: Path) -> None:
     with pytest.raises(NumpyBloomError, match=r"of use; worker .* run it: this run needs at least"):
         numpy_bloom.load(folder, cluster=client, memory=1000)
@@ -76,7 +91,9 @@ def test_a_run_that_one_refuses_leaves_nothing_with_the_others(
         real = model.model._chain.submit
 
         def submit(place: int, method: str, *arguments: Any) -> Any:
-            return real(place, "refuse" if place else method, *arguments)
+            future = real(place, "refuse" if place else method, *arguments)
+            distributed.wait(future)  # the first has done it when the second refuses
+            return future
 
         with monkeypatch.context() as refusing, pytest.raises(AttributeError, match="refuse"):
             refusing.setattr(model.model._chain, "submit", submit)
