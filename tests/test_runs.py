@@ -4,6 +4,8 @@ import gc
 import threading
 import tracemalloc
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +61,28 @@ def test_threads_that_share_a_model_wait_for_each_other(folder: Path) -> None:
             caller.join()
     assert wrong == []
     assert [pool["num_threads"] for pool in threadpool_info()] == blas
+
+
+@pytest.mark.parametrize("first_out", [0, 1])
+def test_blas_has_one_thread_until_the_last_model_is_done(first_out: int) -> None:
+    """Two models compute in two threads; the limit is the whole process's."""
+
+    def threads() -> list[int]:
+        return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+    before = threads()
+    with ExitStack() as stack:
+        workers = [stack.enter_context(ThreadPoolExecutor(1)) for _ in range(2)]
+        models = [stack.enter_context(numpy_bloom.load()) for _ in range(2)]
+        guards = [model.model.store.computing() for model in models]
+        for worker, guard in zip(workers, guards, strict=True):
+            worker.submit(guard.__enter__).result()
+            assert set(threads()) == {1}
+        workers[first_out].submit(guards[first_out].__exit__, None, None, None).result()
+        assert set(threads()) == {1}
+        last = 1 - first_out
+        workers[last].submit(guards[last].__exit__, None, None, None).result()
+        assert threads() == before
 
 
 @pytest.mark.parametrize("count", [0, 2])

@@ -3,7 +3,7 @@
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -86,10 +86,9 @@ class WeightStore:
         """Memory that one thread needs to multiply so many tokens by any of the matrices."""
         return max(matrix.format.scratch_bytes(tokens) for matrix in self._matrices.values())
 
-    def computing(self) -> AbstractContextManager[Any]:
+    def computing(self) -> AbstractContextManager[None]:
         """Within it BLAS uses one thread, so that the team's threads do not get in its way."""
-        limit: AbstractContextManager[Any] = _blas().limit(limits=1, user_api="blas")
-        return limit
+        return _one_blas_thread()
 
     def chunk(self, number: int) -> memoryview:
         """A chunk's bytes, valid until all its tiles are done, or `release` is called.
@@ -127,6 +126,25 @@ class WeightStore:
 def _blas() -> ThreadpoolController:
     """NumPy's BLAS; looking for it takes a millisecond."""
     return ThreadpoolController()
+
+
+_limits: list[AbstractContextManager[Any]] = []
+_limits_lock = threading.Lock()
+
+
+@contextmanager
+def _one_blas_thread() -> Iterator[None]:
+    """The limit is the whole process's: the last caller out takes back what the first one set.
+
+    Others have found the limit 1 and restore that, so limits are taken back in reverse order.
+    """
+    with _limits_lock:
+        _limits.append(_blas().limit(limits=1, user_api="blas").__enter__())
+    try:
+        yield
+    finally:
+        with _limits_lock:
+            _limits.pop().__exit__(None, None, None)
 
 
 def _pass_order(folder: Folder) -> list[StoredMatrix]:
