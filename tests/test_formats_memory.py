@@ -11,7 +11,8 @@ from conversions import converted
 from formats import normal, tiles, written
 
 import numpy_bloom
-from numpy_bloom.model.memory import Needs
+from numpy_bloom.model.memory import Needs, pass_bytes
+from numpy_bloom.model.passes import SLICE_TOKENS
 from numpy_bloom.weights.formats import FORMATS
 
 OBJECTS = 100_000  # of Python: threads, tiles, jobs
@@ -51,3 +52,19 @@ def test_a_pass_takes_no_more_than_is_estimated(tmp_path: Path, dtype: str) -> N
             _, peak = tracemalloc.get_traced_memory()
             tracemalloc.stop()
             assert peak <= m.model.working_bytes(tokens, tokens, logit_rows=1) + OBJECTS
+
+
+@pytest.mark.parametrize("heads", [1, 16])
+def test_few_queries_after_many_keys(tmp_path: Path, heads: int) -> None:
+    """Their scores take no more than is estimated; one head's mask is as large as they are."""
+    past, tokens = 20_000, SLICE_TOKENS
+    with numpy_bloom.load(converted(Checkpoint(heads=heads, blocks=1), tmp_path), threads=1) as m:
+        cache = m.model.prepare(Needs([past + tokens], pass_tokens=tokens, logit_rows=1))
+        cache[0].append(0, *np.zeros((2, past, heads, 16 // heads), np.float32))
+        cache[0].advance(past)
+        tracemalloc.start()
+        m.model.run([np.arange(tokens)], cache)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        estimate = pass_bytes(m.config, tokens, past + tokens, threads=1, scratch=0)
+        assert peak <= estimate + OBJECTS

@@ -71,6 +71,7 @@ def softmax(scores: Floats) -> Floats:
     The maximum is subtracted first: it changes nothing but keeps exp from overflowing. A score of
     -inf gets the probability 0.
     """
-    exponentials: Floats = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    exponentials: Floats = scores - scores.max(axis=-1, keepdims=True)
+    np.exp(exponentials, out=exponentials)
     exponentials /= exponentials.sum(axis=-1, keepdims=True)
     return exponentials
