@@ -2,7 +2,6 @@
 
 import json
 import math
-import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -28,6 +27,7 @@ from numpy_bloom.weights.folder import (
     listed_files,
     read_manifest,
 )
+from numpy_bloom.weights.manifest import see_verify
 from numpy_bloom.weights.safetensors_file import Spec, StoredArray
 from numpy_bloom.weights.stored_matrix import StoredMatrix, read_small
 
@@ -224,8 +224,7 @@ def _check(folder: Folder, name: str) -> None:
     """
     if not is_whole(folder.path / name, folder.manifest["files"][name]):
         raise NumpyBloomError(
-            f"{folder.path / name} is not as it was written; "
-            f"for a way out: python -m conversion.verify {shlex.quote(str(folder.path))}"
+            f"{folder.path / name} is not as it was written{see_verify(folder.path)}"
         )
 
 

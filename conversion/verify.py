@@ -24,7 +24,14 @@ from numpy_bloom.weights.folder import (
     read_file,
 )
 from numpy_bloom.weights.formats import FORMATS
-from numpy_bloom.weights.manifest import ARRAYS_SUFFIX, MANIFEST, entry_fault, shown, size_fault
+from numpy_bloom.weights.manifest import (
+    ARRAYS_SUFFIX,
+    MANIFEST,
+    SEE_VERIFY,
+    entry_fault,
+    shown,
+    size_fault,
+)
 from numpy_bloom.weights.safetensors_file import read_header
 from numpy_bloom.weights.stored_matrix import StoredMatrix, read_small
 
@@ -206,7 +213,7 @@ def _faults_of(file: str) -> Iterator[list[Fault]]:
     try:
         yield faults
     except NumpyBloomError as error:
-        faults.append(Fault(file, str(error), WRONG))
+        faults.append(Fault(file, str(error).partition(SEE_VERIFY)[0], WRONG))
 
 
 def _bad_numbers(file: str, arrays: FileArrays) -> Iterator[Fault]:

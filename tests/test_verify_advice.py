@@ -7,16 +7,19 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from checkpoints import Checkpoint
 from commands import Command
-from damages import flip, relist, told
+from damages import flip, relist, told, vouch_for
 
 from conversion import __main__ as conversion_command
 from conversion import convert, export, verify
+from numpy_bloom import generate
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.weights.folder import Folder
 from numpy_bloom.weights.manifest import MANIFEST
+from numpy_bloom.weights.safetensors_file import read_header
 
 NAME = "it's  a model; $HOME"
 BLOCK, OTHER = "block_000.safetensors", "block_001.safetensors"
@@ -116,6 +119,25 @@ def test_loading_and_exporting_advise_the_same(target: Path, command: Command) -
     says(files=7)(target)
     with pytest.raises(NumpyBloomError, match=re.escape(way_out)):
         told(target)
+
+
+@pytest.mark.parametrize("vouched", [False, True])
+@pytest.mark.parametrize("array", ["mlp.dense_h_to_4h.weight", "mlp.dense_h_to_4h.bias"])
+def test_an_error_of_a_damaged_model_names_verify(
+    target: Path, command: Command, array: str, vouched: bool
+) -> None:
+    """Which finds the fault, also if the manifest says that it was written so."""
+    with (target / BLOCK).open("r+b") as file:
+        file.seek(read_header(target / BLOCK)[array].offset)
+        file.write(np.float32(np.nan).tobytes())
+    if vouched:
+        vouch_for(target)
+    err = command(generate, "Todos", "--model", target).err
+    words = shlex.split(err.partition("way out: python -m conversion.verify ")[2])
+    result = command(verify, *(target if word == "MODEL" else word for word in words))
+    assert result.code == 1
+    assert ("holds NaN or inf\n" in result.out) == vouched
+    assert f"convert {BLOCK} again" in result.err or "--overwrite" in result.err
 
 
 def test_export_names_verify(target: Path, tmp_path: Path, command: Command) -> None:

@@ -24,6 +24,7 @@ from numpy_bloom.model.passes import Leg, Pass, Tap, no_tap
 from numpy_bloom.model.room import Room
 from numpy_bloom.weights.dtypes import Floats
 from numpy_bloom.weights.folder import Folder
+from numpy_bloom.weights.manifest import see_verify
 from numpy_bloom.weights.store import WeightStore
 
 
@@ -191,6 +192,6 @@ def check_finite(output: Floats) -> None:
     """
     if not np.isfinite(output).all():
         raise NumpyBloomError(
-            "the model's output is not finite; its weights may be damaged: "
-            "convert the checkpoint again"
+            "the model's output is not finite, its weights may be damaged"
+            f"{see_verify('MODEL', deep=True)}"
         )

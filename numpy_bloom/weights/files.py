@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.weights.manifest import see_verify
 from numpy_bloom.weights.safetensors_file import ALIGNMENT
 
 O_DIRECT = getattr(os, "O_DIRECT", 0)
@@ -63,8 +64,8 @@ class DirectFiles:
             raise NumpyBloomError(f"cannot read {path}: {error.strerror or error}") from error
         if count < skip + nbytes:
             raise NumpyBloomError(
-                f"{path} ends at byte {size:,}, expected {offset + nbytes:,} or more; "
-                "convert the checkpoint again"
+                f"{path} ends at byte {size:,}, expected {offset + nbytes:,} or more"
+                f"{see_verify(path.parent)}"
             )
         return buffer[skip : skip + nbytes]
 

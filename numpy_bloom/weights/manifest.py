@@ -13,6 +13,9 @@ ARRAYS_SUFFIX = ".safetensors"
 SHA256 = re.compile(r"[0-9a-f]{64}")
 LARGEST_FILE = 1 << 63
 """No file system has larger ones."""
+SEE_VERIFY = "; for a way out: python -m conversion.verify "
+"""What an error of a damaged file ends in, and the model's folder: a conversion would not replace a
+file of the right size."""
 
 
 def check_manifest(manifest: dict[str, Any], path: Path) -> None:
@@ -36,6 +39,11 @@ def way_out(folder: Path) -> str:
     """What to do about a converted model whose manifest cannot be trusted."""
     command = f"python -m conversion SOURCE {shlex.quote(str(folder))} --overwrite"
     return f"convert the checkpoint again: {command}"
+
+
+def see_verify(folder: object, *, deep: bool = False) -> str:
+    """Where to learn what to do about a converted model that is damaged; `deep`: by NaN or inf."""
+    return f"{SEE_VERIFY}{shlex.quote(str(folder))}{' --deep' if deep else ''}"
 
 
 def made_by(path: Path) -> str:
@@ -85,7 +93,7 @@ def check_sizes(folder: Path, files: dict[str, dict[str, Any]]) -> None:
         path = folder / name
         fault = size_fault(path, entry["size"])
         if fault and (name.endswith(ARRAYS_SUFFIX) or path.exists()):
-            raise NumpyBloomError(f"{path} {fault}; convert the checkpoint again")
+            raise NumpyBloomError(f"{path} {fault}{see_verify(folder)}")
 
 
 def shown(value: object, most: int = 60) -> str:

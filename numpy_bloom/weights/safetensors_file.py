@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.weights.bounded import open_regular, parse_json
 from numpy_bloom.weights.dtypes import SAFETENSORS_CODES, STORED, Stored
+from numpy_bloom.weights.manifest import see_verify
 
 ALIGNMENT = 4096
 """Array data begins at a multiple of this many bytes, so that direct reads need no detour."""
@@ -121,5 +122,5 @@ def read_stored(array: StoredArray) -> Stored:
     except OSError as error:
         raise NumpyBloomError(f"cannot read {array}: {error}") from error
     if values.size != math.prod(array.shape):
-        raise NumpyBloomError(f"{array} is truncated; convert the checkpoint again")
+        raise NumpyBloomError(f"{array} is truncated{see_verify(array.path.parent)}")
     return values.reshape(array.shape)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.weights.dtypes import FLOATING, Stored, all_finite
 from numpy_bloom.weights.formats import Format, Tile
+from numpy_bloom.weights.manifest import see_verify
 from numpy_bloom.weights.safetensors_file import StoredArray, read_stored
 
 
@@ -31,18 +32,15 @@ class StoredMatrix:
         Raises:
             NumpyBloomError: that cannot be read, or is damaged.
         """
+        way_out = see_verify(self.array.path.parent, deep=True)
         for suffix, (_, shape) in self.format.arrays(self.shape).items():
             if shape == (-1,) and self.beside[suffix].nbytes > self.array.nbytes:
-                raise NumpyBloomError(
-                    f"{self.beside[suffix]} is larger than its matrix; convert the checkpoint again"
-                )
+                raise NumpyBloomError(f"{self.beside[suffix]} is larger than its matrix{way_out}")
         beside = {suffix: read_small(array) for suffix, array in self.beside.items()}
         try:
             return self.format(self.shape, beside)
         except ValueError as error:
-            raise NumpyBloomError(
-                f"{self.array} has {error}; convert the checkpoint again"
-            ) from error
+            raise NumpyBloomError(f"{self.array} has {error}{way_out}") from error
 
     def tiles(self, format: Format) -> Iterator[Tile]:
         """All rows in order, some of them at a time, as `format.widen` wants them; of a floating
@@ -68,5 +66,6 @@ def read_small(array: StoredArray) -> Stored:
     """
     values = read_stored(array)
     if array.dtype in FLOATING and not all_finite(values, array.dtype):
-        raise NumpyBloomError(f"{array} holds NaN or inf; convert the checkpoint again")
+        way_out = see_verify(array.path.parent, deep=True)
+        raise NumpyBloomError(f"{array} holds NaN or inf{way_out}")
     return values
