@@ -42,6 +42,8 @@ class Bloom(TextModel):
             NumpyBloomError: an option is out of range, the prompt is empty, or an id is not in
                 the vocabulary.
         """
+        if "num_samples" in options:
+            raise OptionError("num_samples is no option of generate; call generate_batch")
         return self.generate_batch([prompt], **options)[0]
 
     def generate_batch(

@@ -158,7 +158,7 @@ def test_one_text_only(model: Bloom, file: Path) -> None:
     with pytest.raises(OptionError, match="prompt_cache is for one text, there are 2"):
         model.generate_batch([PROMPT, PROMPT], prompt_cache=file)
     with pytest.raises(OptionError, match="prompt_cache is for one text, there are 3"):
-        model.generate(PROMPT, num_samples=3, temperature=1.0, prompt_cache=file)
+        model.generate_batch([PROMPT], num_samples=3, temperature=1.0, prompt_cache=file)
     assert not file.exists()
 
 

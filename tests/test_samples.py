@@ -129,3 +129,8 @@ def test_greedy_samples_are_refused(model: Bloom, options: dict[str, Any]) -> No
 def test_num_samples_out_of_range(model: Bloom, count: Any) -> None:
     with pytest.raises(OptionError, match=rf"num_samples is {count}; expected a value in \[1, inf"):
         model.generate_batch([PROMPT], num_samples=count, top_k=5)
+
+
+def test_generate_gives_one_text_and_computes_no_others(model: Bloom) -> None:
+    with pytest.raises(OptionError, match="call generate_batch"):
+        model.generate(PROMPT, num_samples=3, temperature=1.0)
