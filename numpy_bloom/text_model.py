@@ -64,11 +64,11 @@ class TextModel:
         """Give back files and memory. The model cannot be used afterwards."""
         self.model.close()
 
-    def __call__(self, token_ids: npt.ArrayLike) -> Floats:
+    def __call__(self, token_ids: str | npt.ArrayLike) -> Floats:
         """Logits of a text at every position.
 
         Args:
-            token_ids: (T,) integers.
+            token_ids: (T,) integers, or a text.
 
         Returns:
             (T, V) float32; row t scores the token after t.
@@ -77,17 +77,17 @@ class TextModel:
             NumpyBloomError: an id is not in the vocabulary, there are none, or the memory does not
                 suffice.
         """
-        ids = token_id_array(token_ids, self.config)
+        ids = self.token_ids(token_ids)
         caches = self.model.prepare_one_pass(lengths=[len(ids)], logit_rows=len(ids))
         return self.model.run([ids], caches, last=[len(ids)])
 
-    def score(self, token_ids: npt.ArrayLike) -> Floats:
+    def score(self, token_ids: str | npt.ArrayLike) -> Floats:
         """How probable a text's tokens are, each after the ones before it.
 
         What the logits of `__call__` say too, but (T, V) logits are never made.
 
         Args:
-            token_ids: (T,) integers.
+            token_ids: (T,) integers, or a text.
 
         Returns:
             (T - 1,) float32; number t is the natural logarithm of the probability of token t + 1
@@ -97,7 +97,7 @@ class TextModel:
             NumpyBloomError: an id is not in the vocabulary, there are none, or the memory does not
                 suffice.
         """
-        ids = token_id_array(token_ids, self.config)
+        ids = self.token_ids(token_ids)
         if len(ids) == 1:
             return np.empty(0, dtype=np.float32)
         context, targets = ids[:-1], ids[1:]

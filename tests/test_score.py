@@ -55,6 +55,12 @@ def test_scores_are_the_log_softmax_of_the_logits(tmp_path: Path, dtype: str, to
     assert expected.min() < -3  # says something
 
 
+def test_texts_are_taken_as_well(model: Bloom) -> None:
+    ids = model.encode("Todos los")
+    assert np.array_equal(model("Todos los"), model(ids))
+    assert np.array_equal(model.score("Todos los"), model.score(ids))
+
+
 def test_every_token_of_the_vocabulary_as_target(model: Bloom) -> None:
     """Whichever tile its logit is in; their probabilities add up to 1."""
     total = 0.0
