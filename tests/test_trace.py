@@ -1,6 +1,7 @@
 """Traces: complete, without effect on the result, and each stage what its formula says."""
 
 import errno
+import sys
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from numpy_bloom.model import passes
 from numpy_bloom.study import stages
 from numpy_bloom.study.lenses import attribution
 from numpy_bloom.study.stages import BY_KEYS, local_name, stage_names, stage_shape
+from numpy_bloom.study.trace import Trace
 
 IDS = np.arange(70) * 7 % 250  # three slices of tokens
 NAMES = stage_names(2)
@@ -257,6 +259,15 @@ def test_a_generation_is_traced_step_by_step(model: Bloom, options: Any) -> None
                 all_at_once = all_at_once[end - len(ours) : end]
             assert np.allclose(ours, all_at_once, atol=2e-5), name
         begin = end
+
+
+def test_a_text_may_have_more_tokens_than_python_has_frames(model: Bloom) -> None:
+    _, trace = model.trace(IDS[:1], names="embed")
+    last = trace
+    for _ in range(sys.getrecursionlimit()):
+        last = Trace(trace.model, trace.token_ids, trace._arrays, [], last)
+    assert last.past == sys.getrecursionlimit()
+    assert np.array_equal(last.so_far("embed"), np.repeat(trace["embed"], last.past + 1, axis=0))
 
 
 def test_a_step_that_is_something_else_is_named(model: Bloom) -> None:

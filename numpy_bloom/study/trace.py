@@ -53,7 +53,7 @@ class Trace(Mapping[str, Floats]):
     @property
     def past(self) -> int:
         """Tokens of the text before this pass."""
-        return 0 if self.previous is None else self.previous.past + len(self.previous.token_ids)
+        return sum(len(trace.token_ids) for trace in self._passes()[:-1])
 
     def so_far(self, name: str) -> Floats:
         """A stage (T, …) of this pass and all before it, (S, …).
@@ -61,8 +61,15 @@ class Trace(Mapping[str, Floats]):
         Raises:
             KeyError: a trace lacks it.
         """
-        own = self[name]
-        return own if self.previous is None else np.concatenate([self.previous.so_far(name), own])
+        parts = [trace[name] for trace in self._passes()]
+        return np.concatenate(parts) if len(parts) > 1 else parts[0]
+
+    def _passes(self) -> list["Trace"]:
+        """This pass and all before it in the same text, in their order."""
+        passes = [self]
+        while (previous := passes[-1].previous) is not None:
+            passes.append(previous)
+        return passes[::-1]
 
     def check(self) -> Divergence | None:
         """Recompute each stage from the stages before it, by its own formula, and compare bits.
