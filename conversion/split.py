@@ -55,7 +55,7 @@ def split(target: Path, parts: int) -> list[tuple[Path, Part]]:
             f"parts is {parts}; expected a value in [1, {len(dealt)}], for so many folders get "
             "blocks"
         )
-    folders = [target.with_name(f"{target.name}.{i + 1}-of-{parts}") for i in range(parts)]
+    folders = [beside(target, f".{i + 1}-of-{parts}") for i in range(parts)]
     for folder in folders:
         if folder.exists():
             raise NumpyBloomError(f"{folder} is there already; remove it first")

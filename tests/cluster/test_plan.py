@@ -223,6 +223,17 @@ def test_machines_that_have_a_part_each(
             pass
 
 
+def test_split_of_the_current_folder(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(folder, tmp_path / "model")
+    monkeypatch.chdir(tmp_path / "model")
+    assert [path for path, _ in split(Path(), 2)] == [
+        tmp_path / "model.1-of-2",
+        tmp_path / "model.2-of-2",
+    ]
+
+
 def test_split_refuses(folder: Path, tmp_path: Path, command: Command) -> None:
     model = tmp_path / "model"
     shutil.copytree(folder, model)
