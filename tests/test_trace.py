@@ -102,8 +102,7 @@ def test_the_source_of_each_stage_is_where_it_is_handed_on() -> None:
     for stage in (*stages.BEFORE_BLOCKS, *stages.IN_BLOCK, *stages.AFTER_BLOCKS):
         path, number = stages.source(stage).split(":")
         line = (root / path).read_text().splitlines()[int(number) - 1]
-        assert "tap(" in line
-        assert stage.name in line or (stage.name[:-1] == "attn." and "{name}" in line)
+        assert f'tap("{stage.name}"' in line
 
 
 # --- folders --------------------------------------------------------------------------------------

@@ -28,7 +28,9 @@ def attention(x: Floats, w: parameters.Attention, p: Pass) -> Floats:
     tokens, hidden = x.shape
     heads, size = p.config.num_attention_heads, p.config.head_size
     fused = affine(x, w.query_key_value).reshape(tokens, heads, 3, size)  # (T, N, 3, D)
-    q, k, v = (p.tap(f"attn.{name}", fused[:, :, i]) for i, name in enumerate("qkv"))  # (T, N, D)
+    q = p.tap("attn.q", fused[:, :, 0])  # (T, N, D)
+    k = p.tap("attn.k", fused[:, :, 1])  # (T, N, D)
+    v = p.tap("attn.v", fused[:, :, 2])  # (T, N, D)
 
     z = np.empty((tokens, heads, size), dtype=np.float32)
 

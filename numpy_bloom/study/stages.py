@@ -191,8 +191,6 @@ def table() -> str:
 def source(stage: Stage) -> str:
     """The line where a stage is handed to the onlooker, such as `model/attention.py:35`."""
     wanted = f'tap("{stage.name}"'
-    if stage.name in ("attn.q", "attn.k", "attn.v"):
-        wanted = 'tap(f"attn.{name}"'
     path = Path(inspect.getfile(stage.module))
     lines = inspect.getsource(stage.module).splitlines()
     number = next(i for i, line in enumerate(lines, 1) if wanted in line)
