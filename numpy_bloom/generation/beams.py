@@ -16,6 +16,7 @@ from numpy_bloom.generation.seats import Seat, seated
 from numpy_bloom.generation.text import TextStream
 from numpy_bloom.model.memory import Needs
 from numpy_bloom.model.model import check_finite
+from numpy_bloom.model.primitives import log_softmax
 from numpy_bloom.model.runner import Runner
 from numpy_bloom.weights.dtypes import Floats
 
@@ -162,19 +163,6 @@ def _penalized(score: np.float32, tokens: int, options: BeamOptions) -> np.float
     with np.errstate(over="ignore", under="ignore", divide="ignore"):
         penalty = np.float32(np.float64(tokens) ** options.length_penalty)
         return np.float32(score / penalty)
-
-
-def log_softmax(logits: Floats) -> Floats:
-    """Natural logarithms of the softmax.
-
-    Args:
-        logits: (V,) float32.
-
-    Returns:
-        (V,) float32.
-    """
-    below_top: Floats = logits - logits.max()
-    return below_top - np.float32(np.log(np.exp(below_top).sum()))
 
 
 class BeamSearch(Generation):

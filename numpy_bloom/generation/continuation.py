@@ -17,6 +17,7 @@ from numpy_bloom.generation.sampling import (
 from numpy_bloom.generation.text import TextStream
 from numpy_bloom.model.cache import SequenceCache
 from numpy_bloom.model.forward import TokenIds
+from numpy_bloom.model.primitives import log_softmax
 from numpy_bloom.weights.dtypes import Floats
 
 
@@ -260,7 +261,7 @@ class Continuation:
             else:
                 token_id = verify(probabilities, guess, guessed_with, random)
             ids.append(token_id)
-            chosen.append((token_id, _logprob(row, token_id)))
+            chosen.append((token_id, float(log_softmax(row)[token_id])))
             if token_id != guess or token_id in self._eos_token_ids:
                 break
         return chosen
@@ -291,9 +292,3 @@ class Continuation:
         if self._draft.ids:
             more = 2 * held if held < len(self._draft.ids) else 2 * self._guesses
             self._guesses = max(1, min(more, self._most_guesses))
-
-
-def _logprob(logits: Floats, token_id: int) -> float:
-    """Logarithm of the softmax at one token."""
-    top = logits.max()
-    return float(logits[token_id] - top - np.log(np.exp(logits - top).sum()))

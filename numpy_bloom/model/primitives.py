@@ -1,4 +1,4 @@
-"""The functions that the model is made of: affine map, layer norm, GELU and softmax."""
+"""The functions that the model is made of: affine map, layer norm, GELU, softmax, its logarithm."""
 
 import numpy as np
 
@@ -75,3 +75,10 @@ def softmax(scores: Floats) -> Floats:
     np.exp(exponentials, out=exponentials)
     exponentials /= exponentials.sum(axis=-1, keepdims=True)
     return exponentials
+
+
+def log_softmax(scores: Floats) -> Floats:
+    """Natural logarithms of the softmax, of the same shape, also of float64."""
+    below_top: Floats = scores - scores.max(axis=-1, keepdims=True)
+    below_top -= np.log(np.exp(below_top).sum(axis=-1, keepdims=True))
+    return below_top

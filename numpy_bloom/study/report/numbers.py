@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.model.primitives import log_softmax
 from numpy_bloom.study.bill import bill
 from numpy_bloom.study.lenses import attributions, logit_lens
 from numpy_bloom.study.stages import IN_BLOCK
@@ -30,9 +31,7 @@ Array = npt.NDArray[Any]
 
 def next_tokens(logits: Floats) -> tuple[Array, Array]:
     """The likeliest tokens after each position (T, TOP) and their log-probabilities."""
-    x = logits.astype(np.float64)
-    x -= x.max(axis=-1, keepdims=True)
-    x -= np.log(np.exp(x).sum(axis=-1, keepdims=True))
+    x = log_softmax(logits.astype(np.float64))
     ids = np.argsort(-x, axis=-1, kind="stable")[:, :TOP]
     return ids.astype(np.int32), np.take_along_axis(x, ids, axis=-1).astype(np.float32)
 
