@@ -151,7 +151,7 @@ def test_a_shard_at_a_time(tmp_path: Path, shards: list[Path], hub: Hub, run: Ru
     hub.drops[shards[1].name] = [1000, 70_000]
     hub.truncated[shards[3].name] = [1000, 2000]
     code, most, told = run(tmp_path / "work")
-    assert (code, "downloads 0.0" in told) == (0, True), told
+    assert (code, "downloads 1.06 MB" in told) == (0, True), told
     convert(tmp_path / "source", tmp_path / "expected")
     found, expected = snapshot(tmp_path / "work" / "m"), snapshot(tmp_path / "expected")
     assert manifest(tmp_path / "work" / "m")["source"] == REPOSITORY
