@@ -190,7 +190,7 @@ def _wrong_arrays(
         return
     config = None
     with _faults_of(CONFIG) as faults:
-        config = BloomConfig.from_dict(read_json(target / CONFIG))
+        config = BloomConfig.from_dict(read_json(target / CONFIG), target / CONFIG)
     yield from faults
     if config is None:
         return

@@ -15,6 +15,7 @@ from typing import Any
 
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.weights.bounded import read_json
+from numpy_bloom.weights.manifest import shown
 
 ALIASES = {
     "hidden_size": ("hidden_size", "n_embed", "n_embd"),
@@ -66,8 +67,10 @@ class BloomConfig:
         return self.hidden_size // self.num_attention_heads
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "BloomConfig":
-        """Read a parsed config.json.
+    def from_dict(
+        cls, values: Mapping[str, Any], path: Path = Path("config.json")
+    ) -> "BloomConfig":
+        """Read a parsed config.json; errors begin with its path.
 
         Raises:
             NumpyBloomError: another model type, quantized weights, a size that is missing,
@@ -76,55 +79,55 @@ class BloomConfig:
         """
         if values.get("model_type", "bloom") != "bloom":
             raise NumpyBloomError(
-                f"config.json: model_type is {values['model_type']!r}; only 'bloom' is supported"
+                f"{path}: model_type is {shown(values['model_type'])}; only 'bloom' is supported"
             )
         if values.get("quantization_config") is not None:
             raise NumpyBloomError(
-                "config.json: quantization_config is set, so the weights are not what their names "
+                f"{path}: quantization_config is set, so the weights are not what their names "
                 "say; convert the checkpoint that was quantized"
             )
-        sizes: dict[str, Any] = {n: _size(values, keys, MOST[n]) for n, keys in ALIASES.items()}
+        sizes: dict[str, Any] = {
+            n: _size(values, keys, MOST[n], path) for n, keys in ALIASES.items()
+        }
         hidden, heads = sizes["hidden_size"], sizes["num_attention_heads"]
         if hidden % heads:
             raise NumpyBloomError(
-                f"config.json: num_attention_heads {heads} does not divide hidden_size {hidden}"
+                f"{path}: num_attention_heads {heads} does not divide hidden_size {hidden}"
             )
         if values.get("slow_but_exact") and values.get("pretraining_tp", 1) != 1:
             raise NumpyBloomError(
-                "config.json: slow_but_exact with a pretraining_tp other than 1 is not supported "
+                f"{path}: slow_but_exact with a pretraining_tp other than 1 is not supported "
                 "(transformers drops two biases there); set slow_but_exact to false"
             )
         epsilon = values.get("layer_norm_epsilon", cls.layer_norm_epsilon)
         if not isinstance(epsilon, float) or not 0 < epsilon < 1:
-            raise NumpyBloomError(
-                f"config.json: layer_norm_epsilon is {epsilon!r}, expected 0 < x < 1"
-            )
+            raise NumpyBloomError(f"{path}: layer_norm_epsilon is {epsilon!r}, expected 0 < x < 1")
         switches = {name: values.get(name, getattr(cls, name)) for name in SWITCHES}
         for name, value in switches.items():
             if not isinstance(value, bool):
-                raise NumpyBloomError(f"config.json: {name} is {value!r}, expected a boolean")
+                raise NumpyBloomError(f"{path}: {name} is {value!r}, expected a boolean")
         eos = values.get("eos_token_id", cls.eos_token_ids[0])
         return cls(
             **sizes,
             layer_norm_epsilon=epsilon,
             **switches,
-            eos_token_ids=eos_token_ids(eos, "config.json: eos_token_id"),
+            eos_token_ids=eos_token_ids(eos, f"{path}: eos_token_id"),
         )
 
 
-def _size(values: Mapping[str, Any], keys: tuple[str, ...], most: int) -> int:
+def _size(values: Mapping[str, Any], keys: tuple[str, ...], most: int, path: Path) -> int:
     """The one value of a size that may stand under several keys."""
     found = {key: values[key] for key in keys if values.get(key) is not None}
     if not found:
-        raise NumpyBloomError(f"config.json: {' or '.join(keys)} is missing")
+        raise NumpyBloomError(f"{path}: {' or '.join(keys)} is missing")
     for key, value in found.items():
         if type(value) is not int or value < 1:
-            raise NumpyBloomError(f"config.json: {key} is {value!r}, expected a positive integer")
+            raise NumpyBloomError(f"{path}: {key} is {value!r}, expected a positive integer")
         if value > most:
-            raise NumpyBloomError(f"config.json: {key} is {value:,}, expected at most {most:,}")
+            raise NumpyBloomError(f"{path}: {key} is {value:,}, expected at most {most:,}")
     if len(set(found.values())) > 1:
         conflict = ", ".join(f"{key} {value}" for key, value in found.items())
-        raise NumpyBloomError(f"config.json: conflicting sizes: {conflict}")
+        raise NumpyBloomError(f"{path}: conflicting sizes: {conflict}")
     return int(next(iter(found.values())))
 
 
@@ -148,7 +151,8 @@ def read_config(folder: Path) -> BloomConfig:
     Raises:
         NumpyBloomError: one of the two files is malformed.
     """
-    config = BloomConfig.from_dict(read_json(folder / "config.json"))
+    path = folder / "config.json"
+    config = BloomConfig.from_dict(read_json(path), path)
     generation = folder / "generation_config.json"
     if generation.exists() or generation.is_symlink():
         eos = read_json(generation).get("eos_token_id")
