@@ -72,9 +72,8 @@ def _kept(
     file, ignore = args.prompt_cache, args.ignore_damaged_cache
     # With a prompt the same command line can be repeated until it ends.
     if args.resume and (not prompts or Path(file).exists()):
-        given = {name: value for name, value in options.items() if value != []}
         prompt = prompts[0] if prompts else None
-        generation = model.resume(file, prompt=prompt, ignore_damaged_cache=ignore, **given)
+        generation = model.resume(file, prompt=prompt, ignore_damaged_cache=ignore, **options)
     else:
         generation = model.generate(
             prompts[0], prompt_cache=file, ignore_damaged_cache=ignore, **options

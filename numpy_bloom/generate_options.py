@@ -137,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--early-stopping", action="store_true", help="of beams: end when N texts have ended")
     add("--seed", type=int, metavar="N", help="makes sampling repeatable")
-    add("--stop", action="append", default=[], metavar="TEXT", help="end before TEXT; repeatable")
+    add("--stop", action="append", metavar="TEXT", help="end before TEXT; repeatable")
     add(
         "--draft-model",
         type=path_argument,
