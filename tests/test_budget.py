@@ -181,6 +181,7 @@ def test_this_machine() -> None:
     assert 10**6 < available_memory() < 1 << 50
 
 
+@pytest.mark.usefixtures("system")
 def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _process: {3, 7, 8}, raising=False)
     assert default_threads() == 3
@@ -188,3 +189,23 @@ def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
         assert demo.model.store.team.threads == 3
     monkeypatch.delattr(os, "sched_getaffinity")
     assert default_threads() == os.cpu_count()
+
+
+@pytest.mark.parametrize(
+    ("quota", "threads"), [("max", 8), (200_000, 2), (150_000, 2), (1000, 1), (10**7, 8)]
+)
+@pytest.mark.parametrize("version", [1, 2])
+def test_threads_of_a_container(
+    system: Path, monkeypatch: pytest.MonkeyPatch, version: int, quota: object, threads: int
+) -> None:
+    """It may run on all cores, but not for longer than some would take; rounded up."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: set(range(8)), raising=False)
+    if version == 2:
+        (system / "proc/self/cgroup").write_text("0::/user/job\n")
+        group(system / "cgroup/user", {"cpu.max": f"{quota} 100000"})
+        group(system / "cgroup/user/job", {"cpu.max": "max 100000"})
+    else:
+        (system / "proc/self/cgroup").write_text("4:memory:/x\n3:cpu,cpuacct:/docker/1\n")
+        limit = -1 if quota == "max" else quota
+        group(system / "cgroup/cpu", {"cpu.cfs_quota_us": limit, "cpu.cfs_period_us": 100_000})
+    assert default_threads() == threads

@@ -64,31 +64,50 @@ def available_memory() -> int:
 
 def _left_in_cgroups() -> Iterator[int]:
     """What each limit that holds for this process leaves of itself; files cached do not count."""
-    for line in (PROC / "self/cgroup").read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":  # version 2
-            root, names = CGROUPS, ("memory.max", "memory.current", "inactive_file")
-        elif "memory" in controllers.split(","):
-            root = CGROUPS / "memory"
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    for group, version in _cgroups("memory"):
+        if version == 2:
+            names = "memory.max", "memory.current", "inactive_file"
         else:
+            names = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+        try:
+            limit, usage = ((group / name).read_text().strip() for name in names[:2])
+            stat = dict(row.split() for row in (group / "memory.stat").read_text().splitlines())
+        except OSError:  # outside of what this process may see
             continue
-        folder = root / path.lstrip("/")
-        for group in [folder, *folder.parents]:
-            try:
-                limit, usage = ((group / name).read_text().strip() for name in names[:2])
-                stat = dict(row.split() for row in (group / "memory.stat").read_text().splitlines())
-            except OSError:  # outside of what this process may see
-                continue
-            if limit != "max":
-                yield max(0, int(limit) - int(usage) + int(stat.get(names[2], 0)))
+        if limit != "max":
+            yield max(0, int(limit) - int(usage) + int(stat.get(names[2], 0)))
 
 
 def default_threads() -> int:
-    """The cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """The cores that this process may run on, or as many as its cgroups grant the time of."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return min([cores, *_cores_of_cgroups()])
+
+
+def _cores_of_cgroups() -> Iterator[int]:
+    """How many cores' time each limit that holds for this process grants, rounded up."""
+    for group, version in _cgroups("cpu"):
+        names = ["cpu.max"] if version == 2 else ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
+        try:
+            quota, period = " ".join((group / name).read_text() for name in names).split()
+        except OSError:  # outside of what this process may see
+            continue
+        if quota not in ("max", "-1"):
+            yield max(1, -(-int(quota) // int(period)))
+
+
+def _cgroups(controller: str) -> Iterator[tuple[Path, int]]:
+    """The folders of the cgroups that this process is in and of those above them, which need not be
+    there, and their versions."""
+    file = PROC / "self/cgroup"
+    for line in file.read_text().splitlines() if file.is_file() else []:
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        folder = (CGROUPS / controller if controllers else CGROUPS) / path.lstrip("/")
+        for group in [folder, *folder.parents]:
+            yield group, 1 if controllers else 2
 
 
 def peak_memory_bytes() -> int:
