@@ -18,8 +18,9 @@ and every core gets its share."""
 
 Tap = Callable[[str, Floats, slice], Floats]
 """An onlooker: gets each stage's name, its array, and which of the pass's T tokens the array is
-of; the model goes on with what it returns, and may overwrite it: copy what you keep. Names follow
-TransformerLens, without its "hook_": `blocks.3.attn.pattern`."""
+of (`ln_final.normalized` and `logits` come with all T, but hold only those that meet the
+vocabulary); the model goes on with what it returns, and may overwrite it: copy what you keep. Names
+follow TransformerLens, without its "hook_": `blocks.3.attn.pattern`."""
 
 Part = TypeVar("Part")
 
