@@ -17,7 +17,6 @@ __all__ = [
     "SourceTensor",
     "find_shards",
     "names_in",
-    "open_checkpoint",
     "open_shards",
     "strip_prefix",
 ]
@@ -90,11 +89,6 @@ def open_shards(folder: Path, shards: Mapping[str, set[str]]) -> dict[str, Sourc
             )
         tensors.update(found)
     return tensors
-
-
-def open_checkpoint(folder: Path) -> dict[str, SourceTensor]:
-    """All tensors of a checkpoint, one file or sharded, that is in one folder as a whole."""
-    return open_shards(folder, find_shards(folder, names_in(folder)))
 
 
 def names_in(folder: Path) -> list[str]:

@@ -13,6 +13,7 @@ from checkpoints import Array, Checkpoint, Floats, write_safetensors
 from formats import decode
 
 from conversion import convert
+from conversion.checkpoint import SourceTensor, find_shards, names_in, open_shards
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.loading import DEMO
 
@@ -26,6 +27,11 @@ def converted(checkpoint: Checkpoint, folder: Path, dtype: str = "keep", **optio
     """Write a checkpoint to `folder`/source and convert it."""
     convert(checkpoint.write(folder / "source"), folder / "model", dtype, **options)
     return folder / "model"
+
+
+def open_checkpoint(folder: Path) -> dict[str, SourceTensor]:
+    """All tensors of a checkpoint, one file or sharded, that is in one folder as a whole."""
+    return open_shards(folder, find_shards(folder, names_in(folder)))
 
 
 def demo_checkpoint(folder: Path) -> Path:

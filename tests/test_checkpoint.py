@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch_zip
+from conversions import open_checkpoint
 from safetensors.numpy import save_file
 
-from conversion.checkpoint import SourceTensor, open_checkpoint, strip_prefix
+from conversion.checkpoint import SourceTensor, strip_prefix
 from numpy_bloom.errors import NumpyBloomError
 
 VALUES = np.arange(12, dtype=np.float32).reshape(3, 4)

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from checkpoints import Checkpoint, as_float32, stored
 from commands import Command
-from conversions import read_matrix, snapshot
+from conversions import open_checkpoint, read_matrix, snapshot
 from exports import exported, several
 
 from conversion import convert
 from conversion import export as export_command
-from conversion.checkpoint import open_checkpoint, strip_prefix
+from conversion.checkpoint import strip_prefix
 from conversion.export import export
 
 CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}

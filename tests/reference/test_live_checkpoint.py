@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conversions import open_checkpoint
 
-from conversion.checkpoint import SourceTensor, open_checkpoint, strip_prefix
+from conversion.checkpoint import SourceTensor, strip_prefix
 from conversion.torch_file import read_torch_file
 from numpy_bloom.errors import NumpyBloomError
 
