@@ -150,7 +150,9 @@ def test_little_disk(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatc
     needed = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(needed, 1, needed - 1))
-    with pytest.raises(NumpyBloomError, match=r"free, expected 1 B more; free some, or choose another folder"):
+    with pytest.raises(
+        NumpyBloomError, match=r"free, expected 1 B more; free some, or choose another folder"
+    ):
         export(model, tmp_path / "hf")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(needed, 0, needed))
