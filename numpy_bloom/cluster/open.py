@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+import multiprocessing
 import re
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -127,14 +129,24 @@ async def _greet(address: str) -> None:
 
 def _local(workers: int, ours: ExitStack) -> LocalCluster:
     """So many processes on this machine, with what is free of it."""
+    # Each begins by importing the script. One that starts them as well ends here, so that there is
+    # one error, and not one of each.
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        sys.exit(1)
     memory = default_memory() // workers
     ours.enter_context(dask.config.set(LOCAL_SETTINGS_WHEN_LOST))
-    with dask.config.set(LOCAL_SETTINGS):  # which the processes take over
-        cluster = LocalCluster(
-            n_workers=workers,
-            threads_per_worker=max(1, default_threads() // workers),
-            memory_limit=memory + BESIDE,
-            dashboard_address=":0",  # any port that is free
-            silence_logs=logging.CRITICAL,
-        )
+    try:
+        with dask.config.set(LOCAL_SETTINGS):  # which the processes take over
+            cluster = LocalCluster(
+                n_workers=workers,
+                threads_per_worker=max(1, default_threads() // workers),
+                memory_limit=memory + BESIDE,
+                dashboard_address=":0",  # any port that is free
+                silence_logs=logging.CRITICAL,
+            )
+    except RuntimeError as error:
+        raise NumpyBloomError(
+            f"the processes of local:{workers} do not start: {error} A script must load the model "
+            'below `if __name__ == "__main__":`, since each of them imports it'
+        ) from None
     return ours.enter_context(cluster)

@@ -117,6 +117,16 @@ def test_errors_of_their_work(folder: Path, client: Any, monkeypatch: pytest.Mon
             chain.results([chain.submit(0, "token", 0, 0)])
 
 
+def test_a_script_without_a_guard(tmp_path: Path) -> None:
+    """Each process imports it, and would start more."""
+    script = tmp_path / "script.py"
+    script.write_text("import numpy_bloom; numpy_bloom.load(cluster='local:2')")
+    ended = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.count("Traceback") == 1
+    assert 'below `if __name__ == "__main__":`' in ended.stderr.splitlines()[-1]
+
+
 SCHEDULER = """
 import time, distributed
 with distributed.LocalCluster(
