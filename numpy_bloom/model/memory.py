@@ -14,8 +14,8 @@ residual stream, its norm, the 4H-wide input and its two halves for the kernel, 
 one for temporaries."""
 
 BYTES_PER_SCORE = 17
-"""Of (N, T, S), that a slice has at once, beside the mask (T, S): scaled, bias, scores, probabilities,
-and which of these are too small."""
+"""Of (N, T, S), that a slice has at once, beside the mask (T, S): scaled, bias, scores,
+probabilities, and which of these are too small."""
 
 LIVE_WIDE = 4
 """Arrays of (T, 4H) that a slice has at once, in GELU."""

@@ -69,8 +69,8 @@ def softmax(scores: Floats) -> Floats:
         float32 of the same shape.
 
     The maximum is subtracted first: it changes nothing but keeps exp from overflowing. A score of
-    -inf gets the probability 0. So does one whose probability would be subnormal, below 1.2e-38: ALiBi
-    makes many of them, and some processors are slow to multiply by such numbers.
+    -inf gets the probability 0. So does one whose probability would be subnormal, below 1.2e-38:
+    ALiBi makes many of them, and some processors are slow to multiply by such numbers.
     """
     exponentials: Floats = scores - scores.max(axis=-1, keepdims=True)
     np.exp(exponentials, out=exponentials)
