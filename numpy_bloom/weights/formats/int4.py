@@ -70,16 +70,16 @@ class Columns:
         return slice(begin + groups.start * self.group, min(begin + groups.stop * self.group, end))
 
     def split(self, x: Floats, scale: Floats) -> Floats:
-        """x (T, columns), scaled, as (2, G, T, group), padded with zeros. Makes no other copy."""
-        split = np.zeros((2, self.groups, len(x), self.group), dtype=np.float32)
+        """x (T, columns), scaled, as (2, T, G, group), padded with zeros. Makes no other copy."""
+        split = np.zeros((2, len(x), self.groups, self.group), dtype=np.float32)
         for half in (0, 1):
             for groups in (slice(0, self.groups - 1), slice(self.groups - 1, self.groups)):
                 columns, count = self.of(half, groups), groups.stop - groups.start
                 if count:  # groups of one width: only the last may be padded
-                    grouped = x[:, columns].reshape(len(x), count, -1).swapaxes(0, 1)
-                    scales = scale[columns].reshape(count, 1, -1)
+                    grouped = x[:, columns].reshape(len(x), count, -1)
+                    scales = scale[columns].reshape(count, -1)
                     width = grouped.shape[2]
-                    np.multiply(grouped, scales, out=split[half, groups, :, :width])
+                    np.multiply(grouped, scales, out=split[half, :, groups, :width])
         return split
 
 
@@ -110,11 +110,9 @@ class Int4(Format):
     def scratch_bytes(self, tokens: int) -> int:
         columns = self._columns
         strip = min(self.block_rows * columns.padded, max(STRIP_ELEMENTS, 512 * columns.group))
-        last = self.shape[0] % self.block_rows or self.block_rows  # rows of the last block
-        widest = min(columns.padded, max(STRIP_ELEMENTS // last, columns.group))  # columns of x
         scales = 2 * columns.groups * self.block_rows
         sums = strip // columns.group * min(tokens, SUMMED_TOKENS)
-        return 5 * strip + 4 * (scales + sums + tokens * (2 * self.block_rows + widest))
+        return 5 * strip + 4 * (scales + sums + tokens * 2 * self.block_rows)
 
     def tile(self, content: Bytes, rows: slice) -> Tile:
         blocks = []
@@ -140,28 +138,28 @@ class Int4(Format):
 
     def product(self, x: Floats) -> Product:
         columns = self._columns
-        x = columns.split(x, self._column_scale)  # (2, G, T, group)
-        offsets = -np.float32(ZERO) * x.sum(axis=-1)  # (2, G, T)
-        tokens = x.shape[2]
+        x = columns.split(x, self._column_scale)  # (2, T, G, group)
+        tokens = x.shape[1]
+        offsets = -np.float32(ZERO) * x.sum(axis=-1).swapaxes(0, 1).reshape(tokens, -1)  # (T, 2 G)
 
         def multiply(tile: Tile, out: Floats) -> None:
             done = 0
             for scales, numbers in tile:
                 scale = scales.astype(np.float32)  # (2, G, R)
-                y = np.einsum("hgt,hgr->tr", offsets, scale)
+                y = offsets @ scale.reshape(-1, scale.shape[2])
                 for groups in columns.strips(numbers.shape[2]):
                     for half in (0, 1):
                         wide = _widened(numbers[groups], half)
-                        y += summed(x[half, groups], wide, scale[half, groups])
+                        y += summed(x[half, :, groups], wide, scale[half, groups])
                 out[:, done : done + y.shape[1]] = y
                 done += y.shape[1]
 
         def summed(x: Floats, wide: Floats, scale: Floats) -> Floats:
             if tokens <= SUMMED_TOKENS:
-                y: Floats = np.einsum("gr,gtr->tr", scale, x @ wide)
+                y: Floats = np.einsum("gr,gtr->tr", scale, x.swapaxes(0, 1) @ wide)
                 return y
             wide *= scale[:, None]
-            return x.swapaxes(0, 1).reshape(tokens, -1) @ wide.reshape(-1, wide.shape[2])
+            return x.reshape(tokens, -1) @ wide.reshape(-1, wide.shape[2])
 
         return multiply
 
