@@ -10,8 +10,6 @@ from contextlib import contextmanager
 
 from numpy_bloom import interrupts
 from numpy_bloom.errors import NumpyBloomError, OptionError
-from numpy_bloom.model.runner import Runner
-from numpy_bloom.weights.budget import size_text
 
 FAILED = 1
 WRONG_USAGE = 2
@@ -90,17 +88,6 @@ def _failed(name: str, text: str, code: int = FAILED) -> int:
 def rate(per_second: float) -> str:
     """A rate in three digits, or as a whole number if it has more."""
     return f"{per_second:.3g}" if per_second < 1000 else f"{per_second:,.0f}"
-
-
-def reading(model: Runner, nbytes: int, seconds: float) -> str:
-    """Of a line of statistics what was read from disk, and how fast.
-
-    Nothing if all weights are in memory: rows of the embeddings, which are looked up on disk all
-    the same, would only seem to be slow.
-    """
-    if not nbytes or model.bytes_pinned == model.weight_bytes:
-        return ""
-    return f"{size_text(nbytes)} read at {size_text(nbytes / seconds)}/s; "
 
 
 def text_argument(argument: str) -> str:

@@ -17,13 +17,14 @@ import numpy as np
 from tqdm import tqdm
 
 from numpy_bloom.bloom import Bloom
-from numpy_bloom.command import CLUSTER_HELP, parser, path_argument, rate, reading, run_command
+from numpy_bloom.command import CLUSTER_HELP, parser, path_argument, rate, run_command
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.inputs import token_id_array
 from numpy_bloom.loading import load
 from numpy_bloom.model.forward import TokenIds
 from numpy_bloom.model.runner import Runner
 from numpy_bloom.perplexity import WINDOW, Windows, check_window, score_windows, windows_per_pass
+from numpy_bloom.progress import reading
 from numpy_bloom.weights.budget import peak_memory_bytes, size_text
 
 PIECE_CHARACTERS = 1 << 18

@@ -1,4 +1,4 @@
-"""What a run tells while it runs, on stderr and for people."""
+"""What a run tells of its weights while it runs and at its end, on stderr and for people."""
 
 import sys
 import time
@@ -6,6 +6,7 @@ import time
 from tqdm import tqdm
 
 from numpy_bloom.model.runner import Runner
+from numpy_bloom.weights.budget import size_text
 
 SECONDS_BETWEEN = 0.1
 # Make sure of a line below, draw there, and come back: the text above is not touched (VT100).
@@ -46,3 +47,14 @@ class PassBar:
     def _write(self, line: str) -> None:
         sys.stdout.flush()
         print(_BELOW + line + _BACK, end="", file=sys.stderr, flush=True)
+
+
+def reading(model: Runner, nbytes: int, seconds: float) -> str:
+    """Of a line of statistics what was read from disk, and how fast.
+
+    Nothing if all weights are in memory: rows of the embeddings, which are looked up on disk all
+    the same, would only seem to be slow.
+    """
+    if not nbytes or model.bytes_pinned == model.weight_bytes:
+        return ""
+    return f"{size_text(nbytes)} read at {size_text(nbytes / seconds)}/s; "
