@@ -70,7 +70,7 @@ class Room:
     @property
     def resident_bytes(self) -> int:
         """What the runs that are not over need, with all weights in memory; without drafts."""
-        return self._held_bytes(0, 0) + self.stream.nbytes
+        return self._held_bytes(0, 0) + self.stream.nbytes + self.store.process_bytes
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -211,7 +211,7 @@ class Room:
                 if self._runs:
                     self._make_room(0, 0)
                 else:
-                    self.stream.pin(0)  # the next run will pin what fits
+                    self.store.pin(0)  # the next run will pin what fits
             except NumpyBloomError:
                 self.memory = before
                 raise
@@ -264,7 +264,7 @@ class Room:
             )
         self.memory_for_all = needed + stream.nbytes
         streamed = self.memory_for_all > self.memory
-        stream.pin(self.memory - needed - (stream.buffer_bytes if streamed else 0))
+        self.store.pin(self.memory - needed - (stream.buffer_bytes if streamed else 0))
 
 
 def _megabytes(nbytes: int) -> str:

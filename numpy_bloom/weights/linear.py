@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from numpy_bloom.weights.dtypes import Floats
+from numpy_bloom.weights.processes import MOST_TOKENS
 from numpy_bloom.weights.store import Matrix, Tile
 
 Multiply = Callable[[Floats], None]
@@ -30,7 +31,12 @@ def linear(x: Floats, weight: Matrix) -> Floats:
     def work(rows: slice, multiply: Multiply) -> None:
         multiply(y[:, rows])
 
-    for_each_tile(x, weight, work)
+    processes = weight.processes if len(x) <= MOST_TOKENS else None
+    if processes is None:
+        for_each_tile(x, weight, work)
+    else:
+        tiles = [(tile.rows, tile.stored) for tile in weight.tiles()]
+        processes.multiply(weight.number, weight.format, tiles, x, y)
     return y
 
 

@@ -3,27 +3,34 @@
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
-from functools import cache, partial
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
 
 from numpy_bloom.weights import formats
 from numpy_bloom.weights.dtypes import Floats, widen
 from numpy_bloom.weights.files import DirectFiles
 from numpy_bloom.weights.folder import EMBEDDINGS, LM_HEAD, Folder
 from numpy_bloom.weights.formats import Format
-from numpy_bloom.weights.safetensors_file import StoredArray
+from numpy_bloom.weights.processes import PROCESS_BYTES, Cut, Processes, exchange_bytes
+from numpy_bloom.weights.safetensors_file import ALIGNMENT, StoredArray
+from numpy_bloom.weights.shared import SharedPages
 from numpy_bloom.weights.stored_matrix import StoredMatrix, read_small
 from numpy_bloom.weights.stream import Chunk, Stream
-from numpy_bloom.weights.team import Team
+from numpy_bloom.weights.team import Team, one_blas_thread
 
 CHUNK_BYTES = 16 << 20
 """Most that is read at once (or one tile, if that is larger). Disks want large reads: matrices that
 are smaller share one."""
+
+NOT_MULTIPLIED = -1
+"""In place of a number, if nothing is multiplied by a matrix."""
+
+WORTH_PROCESSES = 200 << 20
+"""Bytes of weights from which on processes help: they start in the time of some such passes."""
 
 
 class WeightStore:
@@ -45,6 +52,7 @@ class WeightStore:
         self.vector_bytes = 0
         self._files = DirectFiles()
         self._matrices: dict[StoredArray, Matrix] = {}
+        self._processes: Processes | None = None
         chunks: list[Chunk] = []
         self._tiles_of_chunk: Counter[int] = Counter()
         self._in_use: dict[int, memoryview] = {}
@@ -54,11 +62,13 @@ class WeightStore:
             format = self._format(stored)
             parts = []
             for rows in _readable_ranges(format):
+                before = len(chunks)
                 _extend(chunks, _bytes_of(stored.array, format, rows))
-                parts.append(Part(len(chunks) - 1, rows))
+                parts.append(Part(len(chunks) - 1, rows, len(chunks) > before))
                 self._tiles_of_chunk[len(chunks) - 1] += len(rows[:: format.tile_rows])
-            self._matrices[stored.array] = Matrix(stored.array, format, parts, self)
-        self.stream = Stream(chunks, self._files)
+            number = len(self._matrices)
+            self._matrices[stored.array] = Matrix(stored.array, format, parts, self, number)
+        self.stream = Stream(chunks, self._files, shared=threads > 1)
 
     def _format(self, stored: StoredMatrix) -> Format:
         self.vector_bytes += sum(array.nbytes for array in stored.beside.values())
@@ -79,19 +89,56 @@ class WeightStore:
         """A handle on a big array."""
         stored = self.folder.matrices[file][name]
         if stored.array not in self._matrices:  # an embedding that is no head
-            return Matrix(stored.array, self._format(stored), [], self)
+            return Matrix(stored.array, self._format(stored), [], self, NOT_MULTIPLIED)
         return self._matrices[stored.array]
 
     def scratch_bytes(self, tokens: int) -> int:
         """Memory that one thread needs to multiply so many tokens by any of the matrices."""
         return max(matrix.format.scratch_bytes(tokens) for matrix in self._matrices.values())
 
+    @property
+    def process_bytes(self) -> int:
+        """What processes that help take beside the weights; 0 if there are none to be."""
+        count = self.team.threads - 1
+        if count == 0 or self.stream.nbytes < WORTH_PROCESSES:
+            return 0
+        exchanged = exchange_bytes([matrix.shape for matrix in self._matrices.values()])
+        return count * (PROCESS_BYTES + self.vector_bytes) + sum(exchanged)
+
+    @property
+    def processes(self) -> Processes | None:
+        """Those that are ready to help, if all weights are in memory."""
+        processes = self._processes
+        if processes is None or self.stream.bytes_pinned < self.stream.nbytes:
+            return None
+        return processes if processes.ready else None
+
     def computing(self) -> AbstractContextManager[None]:
         """Within it BLAS uses one thread, so that the team's threads do not get in its way."""
-        return _one_blas_thread()
+        return one_blas_thread()
+
+    def pin(self, nbytes: int) -> None:
+        """Hold as many weights in memory as fit into `nbytes`, see `Stream.pin`.
+
+        Processes help to compute while all of them fit, and the processes beside them.
+        """
+        self.stream.pin(nbytes)
+        pages, room = self.stream.pages, nbytes - self.stream.nbytes
+        if pages is None or not 0 < self.process_bytes <= room:
+            self._send_home()
+        elif self._processes is None:
+            layout = [(matrix.format, matrix.cuts(pages)) for matrix in self._matrices.values()]
+            with suppress(OSError):  # threads do without
+                self._processes = Processes(self.team.threads - 1, pages.memory, layout)
+
+    def _send_home(self) -> None:
+        if self._processes is not None:
+            self._processes.close()
+        self._processes = None
 
     def chunk(self, number: int) -> memoryview:
-        """A chunk's bytes, valid until all its tiles are done, or `release` is called.
+        """Bytes of a chunk that is not pinned, valid until all its tiles are done, or `release` is
+        called.
 
         Raises:
             NumpyBloomError: it cannot be read.
@@ -116,35 +163,11 @@ class WeightStore:
         self.stream.release()
 
     def close(self) -> None:
-        """End all threads, close all files, give back all memory."""
+        """End all threads and processes, close all files, give back all memory."""
+        self._send_home()
         self.stream.close()
         self.team.close()
         self._files.close()
-
-
-@cache
-def _blas() -> ThreadpoolController:
-    """NumPy's BLAS; looking for it takes a millisecond."""
-    return ThreadpoolController()
-
-
-_limits: list[AbstractContextManager[Any]] = []
-_limits_lock = threading.Lock()
-
-
-@contextmanager
-def _one_blas_thread() -> Iterator[None]:
-    """The limit is the whole process's: the last caller out takes back what the first one set.
-
-    Others have found the limit 1 and restore that, so limits are taken back in reverse order.
-    """
-    with _limits_lock:
-        _limits.append(_blas().limit(limits=1, user_api="blas").__enter__())
-    try:
-        yield
-    finally:
-        with _limits_lock:
-            _limits.pop().__exit__(None, None, None)
 
 
 def _pass_order(folder: Folder) -> list[StoredMatrix]:
@@ -179,10 +202,13 @@ def _extend(chunks: list[Chunk], part: Chunk) -> None:
 
 
 class Part(NamedTuple):
-    """Some rows of a matrix, and the number of the chunk in which they are."""
+    """Some rows of a matrix, the number of the chunk in which they are, and whether they are what it
+    begins with: it may hold several parts, of several matrices.
+    """
 
     chunk: int
     rows: range
+    begins: bool
 
 
 class Tile:
@@ -202,6 +228,10 @@ class Tile:
         self.done = done
 
 
+def _nothing() -> None:
+    """Nobody waits for the end of a tile that is pinned."""
+
+
 class Matrix:
     """A handle on a big matrix (outputs, inputs), whose rows lie in memory or on disk.
 
@@ -209,14 +239,21 @@ class Matrix:
         shape: (outputs, inputs).
         format: how its numbers are stored.
         team: the threads to work on it.
+        number: its place among the matrices that a pass multiplies by, or `NOT_MULTIPLIED`.
     """
 
     def __init__(
-        self, array: StoredArray, format: Format, parts: Sequence[Part], store: WeightStore
+        self,
+        array: StoredArray,
+        format: Format,
+        parts: Sequence[Part],
+        store: WeightStore,
+        number: int,
     ) -> None:
         self.shape = format.shape
         self.format = format
         self.team = store.team
+        self.number = number
         self._array = array
         self._parts = parts
         self._store = store
@@ -227,28 +264,48 @@ class Matrix:
         Raises:
             NumpyBloomError: they cannot be read.
         """
+        stream = self._store.stream
         for part in self._parts:
-            content = self._store.chunk(part.chunk)
-            kept = self._store.stream.kept(part.chunk)
+            kept = stream.kept(part.chunk)
             if kept is None:
-                yield from self._cut(part, content)
+                done = partial(self._store.tile_done, part.chunk)
+                yield from self._cut(part, self._store.chunk(part.chunk), done)
             else:
-                place = self, part.rows.start  # a chunk may hold several parts, of several matrices
+                if part.begins:
+                    stream.on_chunk(stream.chunks[part.chunk])
+                place = self, part.rows.start
                 if place not in kept:
-                    kept[place] = list(self._cut(part, content))
+                    content = stream.pinned(part.chunk)
+                    kept[place] = list(self._cut(part, content, _nothing))
                 yield from kept[place]
 
-    def _cut(self, part: Part, content: memoryview) -> Iterator[Tile]:
+    def _cut(self, part: Part, content: memoryview, done: Callable[[], None]) -> Iterator[Tile]:
         """The tiles of one part, whose chunk's bytes are at hand."""
-        format, stop = self.format, part.rows.stop
-        done = partial(self._store.tile_done, part.chunk)
+        for rows, skip, nbytes in self._cuts(part):
+            stored = np.frombuffer(content, np.uint8, nbytes, skip)
+            yield Tile(rows, self.format.tile(stored, rows), done)
+
+    def _cuts(self, part: Part) -> Iterator[Cut]:
+        """Where the tiles of one part lie in its chunk."""
+        format, chunk = self.format, self._store.stream.chunks[part.chunk]
         for start in part.rows[:: format.tile_rows]:
-            rows = range(start, min(start + format.tile_rows, stop))
+            rows = range(start, min(start + format.tile_rows, part.rows.stop))
             tile = _bytes_of(self._array, format, rows)
-            skip = tile.offset - self._store.stream.chunks[part.chunk].offset
-            stored = np.frombuffer(content, np.uint8, tile.nbytes, skip)
-            place = slice(rows.start, rows.stop)
-            yield Tile(place, format.tile(stored, place), done)
+            yield Cut(slice(rows.start, rows.stop), tile.offset - chunk.offset, tile.nbytes)
+
+    def cuts(self, pages: SharedPages) -> list[Cut]:
+        """Where all tiles lie, in order, in the memory that other processes see."""
+        cuts = []
+        for part in self._parts:
+            chunk = self._store.stream.chunks[part.chunk]
+            begin = pages.begins[part.chunk] + chunk.offset % ALIGNMENT  # see `DirectFiles.read`
+            cuts += [cut._replace(begin=begin + cut.begin) for cut in self._cuts(part)]
+        return cuts
+
+    @property
+    def processes(self) -> Processes | None:
+        """Those that are ready to help, if it is in memory."""
+        return self._store.processes
 
     def release(self) -> None:
         """No tile of it is needed any more, done or not."""

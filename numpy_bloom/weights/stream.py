@@ -15,6 +15,7 @@ from typing import Any
 
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.weights.files import DirectFiles, page_buffer
+from numpy_bloom.weights.shared import SharedPages
 
 READERS = 3
 """Reader threads: enough requests in flight to keep an NVMe disk busy."""
@@ -56,8 +57,10 @@ class Stream:
     Args:
         chunks: all chunks of a model, in the order of a pass.
         files: to read them from.
+        shared: whether other processes are to see pinned chunks, where the platform lets them.
 
     Attributes:
+        pages: where pinned chunks lie, if others can see them.
         on_chunk: called with each chunk that is handed out.
         nbytes: of all chunks.
         buffer_bytes: what read-ahead takes if not all of them are pinned.
@@ -65,8 +68,14 @@ class Stream:
         bytes_read: of chunks and parts read from disk and handed out so far.
     """
 
-    def __init__(self, chunks: Sequence[Chunk], files: DirectFiles) -> None:
+    def __init__(
+        self, chunks: Sequence[Chunk], files: DirectFiles, *, shared: bool = False
+    ) -> None:
         self.chunks = chunks
+        # The order in which they are pinned: whatever is pinned lies at the beginning of `pages`.
+        self._order = sorted(range(len(chunks)), key=lambda number: number * GOLDEN % 1)
+        sizes = {number: chunks[number].nbytes for number in self._order}
+        self.pages = SharedPages.make(sizes) if shared else None
         self.on_chunk: Callable[[Chunk], None] = lambda chunk: None
         self.nbytes = sum(chunk.nbytes for chunk in chunks)
         self.buffer_bytes = BUFFERS * max(chunk.nbytes for chunk in chunks)
@@ -97,6 +106,10 @@ class Stream:
             content = self._take(number)
         self.on_chunk(self.chunks[number])
         return content
+
+    def pinned(self, number: int) -> memoryview:
+        """The bytes of a chunk that is pinned, for one who calls `on_chunk` himself."""
+        return self._pinned[number]
 
     def _take(self, number: int) -> memoryview:
         """Wait for a chunk to be read."""
@@ -260,7 +273,7 @@ class Stream:
         """
         self._check_open()
         chosen: list[int] = []
-        for number in sorted(range(len(self.chunks)), key=lambda i: i * GOLDEN % 1):
+        for number in self._order:
             nbytes -= self.chunks[number].nbytes
             if nbytes < 0:
                 break
@@ -275,11 +288,15 @@ class Stream:
             return
         from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415  (slow to import)
 
-        with ThreadPoolExecutor(READERS) as readers:
-            total = sum(self.chunks[number].nbytes for number in missing)
-            contents = readers.map(self._read_apart, [self.chunks[number] for number in missing])
-            new = dict(zip(missing, _with_bar(contents, total), strict=True))
-        self._hold(kept | new)
+        total = sum(self.chunks[number].nbytes for number in missing)
+        try:
+            with ThreadPoolExecutor(READERS) as readers:
+                contents = readers.map(self._read_to_pin, missing)
+                new = dict(zip(missing, _with_bar(contents, total), strict=True))
+            self._hold(kept | new)
+        except BaseException:
+            self._hold(kept)  # and not what of the others has come
+            raise
 
     def _hold(self, pinned: dict[int, memoryview]) -> None:
         """Pin these chunks and no others, at once, so that no reader sees a part of them."""
@@ -289,6 +306,15 @@ class Stream:
             self.bytes_pinned = sum(self.chunks[number].nbytes for number in pinned)
             self._forget_until(None)
             self._next = 0
+        if self.pages is not None:
+            self.pages.keep(pinned)
+
+    def _read_to_pin(self, number: int) -> memoryview:
+        """Read a chunk where it is to stay."""
+        chunk = self.chunks[number]
+        if self.pages is None:
+            return self._read_apart(chunk)
+        return self._files.read(chunk.path, chunk.offset, chunk.nbytes, self.pages.buffers[number])
 
     def _read_apart(self, part: Chunk) -> memoryview:
         """Read bytes into a buffer of their own."""
@@ -307,6 +333,8 @@ class Stream:
         self._buffers.clear()
         self._pinned.clear()
         self._kept.clear()
+        if self.pages is not None:
+            self.pages.close()
 
 
 def _with_bar(contents: Iterable[memoryview], total: int) -> Iterator[memoryview]:

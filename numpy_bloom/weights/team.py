@@ -1,15 +1,18 @@
 """Our own threads: NumPy lets go of the interpreter's lock while it computes.
 
-BLAS is held to one thread while the team works (see `store`), and the team deals tiles to all
+BLAS is held to one thread while the team works (`one_blas_thread`), and the team deals tiles to all
 cores itself: widening a tile and multiplying it then happen in the cache of one core.
 """
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 from numpy_bloom.errors import NumpyBloomError
 
@@ -142,3 +145,28 @@ def _serve(queue: "SimpleQueue[_Job[Any] | None]") -> None:
         while (job := queue.get()) is not None:
             job.help()
             del job  # holds the arrays of the pass
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    """NumPy's BLAS; looking for it takes a millisecond."""
+    return ThreadpoolController()
+
+
+_limits: list[AbstractContextManager[Any]] = []
+_limits_lock = threading.Lock()
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """The limit is the whole process's: the last caller out takes back what the first one set.
+
+    Others have found the limit 1 and restore that, so limits are taken back in reverse order.
+    """
+    with _limits_lock:
+        _limits.append(_blas().limit(limits=1, user_api="blas").__enter__())
+    try:
+        yield
+    finally:
+        with _limits_lock:
+            _limits.pop().__exit__(None, None, None)
