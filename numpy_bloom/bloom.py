@@ -98,7 +98,7 @@ class Bloom(TextModel):
         sampling = SamplingOptions(
             temperature, top_k, top_p, min_p, repetition_penalty=repetition_penalty, seed=seed
         )
-        if num_samples > 1 and sampling.effective_temperature == 0:
+        if num_samples > 1 and sampling.is_greedy:
             raise OptionError(
                 f"num_samples is {num_samples}, but greedy samples are all the same; give a "
                 "temperature"

@@ -15,9 +15,12 @@ from numpy_bloom.generation.sampling import (
     keep_min_p,
     keep_top_k,
     keep_top_p,
+    likeliest,
+    log_probability,
     next_token_distribution,
     penalize_repetition,
 )
+from numpy_bloom.model.primitives import log_softmax
 
 Floats = npt.NDArray[np.float32]
 RULED_OUT = -math.inf
@@ -184,6 +187,23 @@ def test_greedy() -> None:
     top = int(logits.argmax())
     penalized = next_token_distribution(logits, [top], SamplingOptions(repetition_penalty=100.0))
     assert penalized[top] == 0
+
+
+@pytest.mark.parametrize("penalty", [1e-300, 1e-40, 0.5, 1.0, 1.3, 20.0, 1e300])
+def test_the_likeliest_is_what_is_certain_at_temperature_0(penalty: float) -> None:
+    options = SamplingOptions(repetition_penalty=penalty)
+    for seed in SEEDS:
+        logits = random_logits(seed=seed).round(1)  # some are equal
+        ids = np.argsort(logits)[-4:]
+        expected = next_token_distribution(logits, ids, options)
+        assert likeliest(logits, ids, options) == int(expected.argmax())
+
+
+@pytest.mark.parametrize("size", [1, 200, 250_880])
+def test_log_probability_of_one_token(size: int) -> None:
+    logits = random_logits(size)
+    for token_id in (0, size // 3, size - 1, int(logits.argmax())):
+        assert log_probability(logits, token_id) == float(log_softmax(logits)[token_id])
 
 
 @pytest.mark.parametrize("shift", [0.0, 50.0, -50.0])

@@ -11,13 +11,14 @@ from numpy_bloom.generation.kept import Kept
 from numpy_bloom.generation.sampling import (
     SamplingOptions,
     draw,
+    likeliest,
+    log_probability,
     next_token_distribution,
     verify,
 )
 from numpy_bloom.generation.text import TextStream
 from numpy_bloom.model.cache import SequenceCache
 from numpy_bloom.model.forward import TokenIds
-from numpy_bloom.model.primitives import log_softmax
 from numpy_bloom.weights.dtypes import Floats
 
 
@@ -253,18 +254,25 @@ class Continuation:
         chosen: list[tuple[int, float]] = []
         guesses = zip(self._draft.ids, self._draft.distributions, strict=True)
         for row in logits:
-            probabilities = next_token_distribution(row, ids, self._sampling)
-            random = self._random(len(ids))
             guess, guessed_with = next(guesses, (None, None))
-            if guess is None:
-                token_id = draw(probabilities, random)
-            else:
-                token_id = verify(probabilities, guess, guessed_with, random)
+            token_id = self._choose_one(row, ids, guess, guessed_with)
             ids.append(token_id)
-            chosen.append((token_id, float(log_softmax(row)[token_id])))
+            chosen.append((token_id, log_probability(row, token_id)))
             if token_id != guess or token_id in self._eos_token_ids:
                 break
         return chosen
+
+    def _choose_one(
+        self, logits: Floats, ids: list[int], guess: int | None, guessed_with: Floats | None
+    ) -> int:
+        """The token after some others, by its logits (V,)."""
+        if self._sampling.is_greedy:
+            return likeliest(logits, ids, self._sampling)
+        probabilities = next_token_distribution(logits, ids, self._sampling)
+        random = self._random(len(ids))
+        if guess is None:
+            return draw(probabilities, random)
+        return verify(probabilities, guess, guessed_with, random)
 
     def _random(self, place: int, *, drafting: bool = False) -> "np.random.Generator":
         """What the token at one place of the text, or the guess at it, is drawn with."""

@@ -6,7 +6,12 @@ from typing import NamedTuple
 import numpy as np
 
 from numpy_bloom.errors import NumpyBloomError
-from numpy_bloom.generation.sampling import SamplingOptions, draw, next_token_distribution
+from numpy_bloom.generation.sampling import (
+    SamplingOptions,
+    draw,
+    likeliest,
+    next_token_distribution,
+)
 from numpy_bloom.model.cache import SequenceCache
 from numpy_bloom.model.memory import Needs
 from numpy_bloom.model.runner import Runner
@@ -135,9 +140,13 @@ class DraftModel(Drafter):
             new = np.array(text[known:], dtype=np.int64)
             (logits,) = self.model.run([new], [self._cache])  # (V,)
             self._cached, known = list(text), len(text)
-            distribution = next_token_distribution(logits, text, self._sampling)
-            distributions.append(distribution)
-            text.append(draw(distribution, random))
+            if self._sampling.is_greedy:
+                distributions.append(None)
+                text.append(likeliest(logits, text, self._sampling))
+            else:
+                distribution = next_token_distribution(logits, text, self._sampling)
+                distributions.append(distribution)
+                text.append(draw(distribution, random))
         return Draft(text[len(ids) :], distributions)
 
 

@@ -66,6 +66,11 @@ class SamplingOptions:
             return self.temperature
         return 0.0 if self.top_k is self.top_p is self.min_p is None else 1.0
 
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the likeliest token is chosen."""
+        return self.effective_temperature == 0
+
 
 def _within(value: float | None, low: float, high: float) -> bool:
     return value is None or (low <= value <= high and value < np.inf)
@@ -106,6 +111,29 @@ def keep_min_p(logits: Floats, p: float) -> Floats:
 
 def _keep(logits: Floats, kept: npt.NDArray[np.bool_]) -> Floats:
     return np.where(kept, logits, np.float32(-np.inf))
+
+
+def likeliest(logits: Floats, ids: npt.ArrayLike, options: SamplingOptions) -> int:
+    """The token that is chosen greedily, the first of those that are equally likely.
+
+    Args:
+        logits: (V,) float32.
+        ids: the sequence so far, prompt included.
+    """
+    if options.repetition_penalty != 1:
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+            logits = penalize_repetition(logits, ids, options.repetition_penalty)
+    return int(logits.argmax())
+
+
+def log_probability(logits: Floats, token_id: int) -> float:
+    """Natural logarithm of one token's probability: what `log_softmax` has there, bit for bit.
+
+    Args:
+        logits: (V,) float32.
+    """
+    below_top = logits - logits.max()
+    return float(below_top[token_id] - np.log(np.exp(below_top).sum()))
 
 
 def next_token_distribution(logits: Floats, ids: npt.ArrayLike, options: SamplingOptions) -> Floats:
