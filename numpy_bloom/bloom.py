@@ -12,8 +12,8 @@ from numpy_bloom.errors import NumpyBloomError, OptionError, check_whole
 from numpy_bloom.generation.beams import BeamOptions, BeamSearch
 from numpy_bloom.generation.continuation import Token
 from numpy_bloom.generation.drafts import PROMPT_LOOKUP, Drafter, DraftModel, PromptLookup
-from numpy_bloom.generation.kept import keep, resume
-from numpy_bloom.generation.loop import Generation, GenerationInBatch
+from numpy_bloom.generation.generation import Generation, GenerationInBatch
+from numpy_bloom.generation.prompt_cache import resume_prompt_cache, start_prompt_cache
 from numpy_bloom.generation.sampling import SamplingOptions
 from numpy_bloom.generation.start import random_seed, start
 from numpy_bloom.generation.text import TextStream, stop_texts
@@ -106,7 +106,7 @@ class Bloom(TextModel):
         texts = [self.token_ids(prompt) for prompt in prompts for _ in range(num_samples)]
         if not texts:
             raise NumpyBloomError("there are no prompts; give at least one")
-        kept = None
+        cached = None
         if prompt_cache is not None:
             if len(texts) > 1:
                 raise OptionError(f"prompt_cache is for one text, there are {len(texts)}")
@@ -119,7 +119,7 @@ class Bloom(TextModel):
                 "draft_model": _draft_name(draft_model),
                 "draft_tokens": draft_tokens,
             }
-            kept = keep(
+            cached = start_prompt_cache(
                 Path(prompt_cache),
                 self.fingerprint,
                 settings,
@@ -137,7 +137,7 @@ class Bloom(TextModel):
             sampling=sampling,
             drafters=self._drafters(draft_model, len(texts), sampling),
             draft_tokens=draft_tokens,
-            kept=kept,
+            prompt_cache=cached,
         )
 
     def trace_generation(
@@ -197,35 +197,37 @@ class Bloom(TextModel):
             NumpyBloomError: the file is not there, damaged, or of another model, an option differs,
                 or the memory does not suffice.
         """
-        kept = resume(Path(prompt_cache), self.fingerprint, ignore_damaged=ignore_damaged_cache)
-        if prompt is not None and self.token_ids(prompt).tolist() != kept.prompt_token_ids:
+        cached = resume_prompt_cache(
+            Path(prompt_cache), self.fingerprint, ignore_damaged=ignore_damaged_cache
+        )
+        if prompt is not None and self.token_ids(prompt).tolist() != cached.prompt_token_ids:
             raise NumpyBloomError(f"{prompt_cache} holds another prompt; leave this one out")
-        if draft_model is None and kept.settings["draft_model"] is not None:
-            if kept.settings["draft_model"] != PROMPT_LOOKUP:
+        if draft_model is None and cached.settings["draft_model"] is not None:
+            if cached.settings["draft_model"] != PROMPT_LOOKUP:
                 raise OptionError(
                     f"the text of {prompt_cache} was begun with a draft model; give it again"
                 )
             draft_model = PROMPT_LOOKUP
         if "stop" in options:
             options["stop"] = stop_texts(options["stop"])
-        kept.check({**options, "draft_model": _draft_name(draft_model)})
-        new = [token_id for token_id, _ in kept.new]
-        ids = token_id_array(kept.prompt_token_ids + new, self.config)
-        texts = [ids[: len(kept.prompt_token_ids)]]
+        cached.check({**options, "draft_model": _draft_name(draft_model)})
+        new = [token_id for token_id, _ in cached.new]
+        ids = token_id_array(cached.prompt_token_ids + new, self.config)
+        texts = [ids[: len(cached.prompt_token_ids)]]
         sampling = SamplingOptions(
-            **{field.name: kept.settings[field.name] for field in fields(SamplingOptions)}
+            **{field.name: cached.settings[field.name] for field in fields(SamplingOptions)}
         )
         (generation,) = start(
             self.model,
             self.tokenizer,
             texts,
-            max_new_tokens=kept.settings["max_new_tokens"],
+            max_new_tokens=cached.settings["max_new_tokens"],
             eos_token_ids=self.config.eos_token_ids,
-            stop=kept.settings["stop"],
+            stop=cached.settings["stop"],
             sampling=sampling,
             drafters=self._drafters(draft_model, 1, sampling),
-            draft_tokens=kept.settings["draft_tokens"],
-            kept=kept,
+            draft_tokens=cached.settings["draft_tokens"],
+            prompt_cache=cached,
         )
         return generation
 

@@ -16,7 +16,7 @@ from numpy_bloom.command import rate, run_command, text_argument
 from numpy_bloom.generate_options import BEAM_OPTIONS, OPTIONS, arguments
 from numpy_bloom.generation.beams import BeamSearch
 from numpy_bloom.generation.drafts import PROMPT_LOOKUP
-from numpy_bloom.generation.loop import Generation
+from numpy_bloom.generation.generation import Generation
 from numpy_bloom.loading import load
 from numpy_bloom.model.runner import Runner
 from numpy_bloom.progress import PassBar, reading

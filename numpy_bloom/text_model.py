@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from numpy_bloom.errors import NumpyBloomError
-from numpy_bloom.generation.kept import fingerprint
+from numpy_bloom.generation.prompt_cache import fingerprint
 from numpy_bloom.inputs import token_id_array
 from numpy_bloom.model.config import BloomConfig, read_config
 from numpy_bloom.model.forward import TokenIds

@@ -17,7 +17,7 @@ from threads import no_deadlock
 import numpy_bloom
 from numpy_bloom.bloom import Bloom
 from numpy_bloom.generation import batch
-from numpy_bloom.generation.loop import Generation
+from numpy_bloom.generation.generation import Generation
 from numpy_bloom.model import room
 from numpy_bloom.model.cache import KVCache
 from numpy_bloom.model.config import BloomConfig

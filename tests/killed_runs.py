@@ -1,4 +1,4 @@
-"""A process whose children are killed while they keep a text; see test_kept_kills.
+"""A process whose children are killed while they keep a text; see test_prompt_cache_kills.
 
     python killed_runs.py MODEL FILE OPTIONS
 

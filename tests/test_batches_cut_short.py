@@ -35,7 +35,7 @@ def one_block(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 PACKAGE = Path(numpy_bloom.__file__).parent
 JOINING = [PACKAGE / "generation/batch.py"]
-LOOP = [PACKAGE / "generation" / name for name in ("loop.py", "sampling.py")]
+LOOP = [PACKAGE / "generation" / name for name in ("generation.py", "sampling.py")]
 LOOP += [PACKAGE / "model/model.py"]
 READING = [PACKAGE / "generation" / name for name in ("continuation.py", "text.py")]
 BELOW = [path for part in ("model", "weights") for path in (PACKAGE / part).rglob("*.py")]

@@ -127,7 +127,8 @@ def test_going_on_after_ctrl_c(model: numpy_bloom.Bloom, step: int) -> None:
     """At many lines of the search, or of the cache: the result is the same."""
     package = Path(beams.__file__).parents[1]
     files = [
-        package / part for part in ("generation/beams.py", "generation/seats.py", "model/cache.py")
+        package / part
+        for part in ("generation/beams.py", "generation/beam_caches.py", "model/cache.py")
     ]
     options: dict[str, Any] = {"num_beams": 3, "max_new_tokens": 5, "repetition_penalty": 1.5}
     expected = found(model, PROMPT, **options)

@@ -14,7 +14,7 @@ import numpy_bloom
 from conversion import convert
 from numpy_bloom.bloom import Bloom
 from numpy_bloom.errors import NumpyBloomError
-from numpy_bloom.study.bill import bill
+from numpy_bloom.study.cost import costs
 from numpy_bloom.study.lenses import attribution, logit_lens, residual_stream
 from numpy_bloom.weights.formats import base
 
@@ -134,7 +134,7 @@ def test_what_is_out_of_range_is_told(model: Bloom) -> None:
 
 def test_the_bill_counts_every_weight_and_every_visible_pair(model: Bloom) -> None:
     _, trace = model.trace(IDS[:7])
-    *blocks, head = bill(trace)
+    *blocks, head = costs(trace)
     assert [cost.name for cost in (*blocks, head)] == ["blocks.0", "blocks.1", "blocks.2", "head"]
     weights = 12 * 24**2
     pairs = 7 * 8 // 2  # of a query and a key that it may see

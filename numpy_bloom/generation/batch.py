@@ -84,7 +84,7 @@ class Batch:
         for text in active:
             text.passes.append(took)
         for text in active:
-            text.keep()
+            text.save()
         self._dismiss()
 
     def _dismiss(self) -> None:

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 
 from numpy_bloom.errors import OptionError, check_whole
+from numpy_bloom.generation.beam_caches import BeamCache, reorder_caches
 from numpy_bloom.generation.continuation import Continuation, PassStats, Token
-from numpy_bloom.generation.loop import Generation
+from numpy_bloom.generation.generation import Generation
 from numpy_bloom.generation.sampling import SamplingOptions, penalize_repetition
-from numpy_bloom.generation.seats import Seat, seated
 from numpy_bloom.generation.text import TextStream
 from numpy_bloom.model.memory import Needs
 from numpy_bloom.model.model import check_finite
@@ -210,8 +210,7 @@ class BeamSearch(Generation):
             pass_tokens=max(len(prompt_token_ids), count),
             logit_rows=count,
         )
-        caches = model.prepare(needs)
-        self._seats = [Seat(cache) for cache in caches]
+        self._caches = [BeamCache(cache) for cache in model.prepare(needs)]
 
     def _next_token(self) -> Token | None:
         while not is_over(self._beams, self._options):
@@ -220,7 +219,7 @@ class BeamSearch(Generation):
         if text.finish_reason is None:
             best = self._beams.ended[0]
             self.score = float(best.score)
-            self._seats = []
+            self._caches = []
             text.add(list(zip(best.token_ids, best.logprobs, strict=True)))
         return text.take_token() if text.is_ready else None
 
@@ -229,17 +228,17 @@ class BeamSearch(Generation):
         start, read = time.perf_counter(), self._model.bytes_read
         texts = [self.prompt_token_ids + beam.token_ids for beam in self._beams.running]
         fed = len(texts[0]) if self._beams is START else 1  # tokens of each
-        seats = seated(self._seats, [text[:-fed] for text in texts])
-        for seat, text in zip(seats, texts, strict=True):
-            seat.cache.length = len(text) - fed
+        caches = reorder_caches(self._caches, [text[:-fed] for text in texts])
+        for one, text in zip(caches, texts, strict=True):
+            one.cache.length = len(text) - fed
         logits = self._model.run(
             [np.array(text[-fed:], dtype=np.int64) for text in texts],
-            [seat.cache for seat in seats],
+            [one.cache for one in caches],
         )
         check_finite(logits)
         beams = advance(self._beams, logits, self.prompt_token_ids, self._options)
-        for seat, text in zip(seats, texts, strict=True):
-            seat.text = text
+        for one, text in zip(caches, texts, strict=True):
+            one.text = text
         self._beams = beams
         self._continuation.passes.append(
             PassStats(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from numpy_bloom.generation.drafts import NO_DRAFT, Drafter
-from numpy_bloom.generation.kept import Kept
+from numpy_bloom.generation.prompt_cache import PromptCache
 from numpy_bloom.generation.sampling import (
     SamplingOptions,
     draw,
@@ -67,7 +67,7 @@ class Continuation:
         drafter: guesses; none by default.
         draft_tokens: most that are guessed at a time.
         sources: others of the same prompt that come before it, whose keys and values it can take.
-        kept: its file, if it is to have one. The tokens that are there already are `ready` at once.
+        prompt_cache: its file, if it is to have one. The tokens in it are `ready` at once.
 
     Attributes:
         prompt_token_ids, token_ids, text, finish_reason: see `Generation`.
@@ -89,7 +89,7 @@ class Continuation:
         drafter: Drafter | None = None,
         draft_tokens: int = 0,
         sources: "Sequence[Continuation]" = (),
-        kept: Kept | None = None,
+        prompt_cache: PromptCache | None = None,
     ) -> None:
         self.prompt_token_ids = prompt_token_ids
         # All that is known of the new tokens is here, and grows at once: Ctrl-C loses none of it.
@@ -108,12 +108,12 @@ class Continuation:
         self._most_guesses = draft_tokens
         self._guesses = draft_tokens
         self._draft = NO_DRAFT
-        self._kept = kept
-        if kept is not None:
-            self._guesses = kept.guesses
-            self.add(kept.new)
+        self._prompt_cache = prompt_cache
+        if prompt_cache is not None:
+            self._guesses = prompt_cache.guesses
+            self.add(prompt_cache.new)
             if self.finish_reason is not None:
-                kept.close()
+                prompt_cache.close()
         self.restored = len(self._said)
 
     @property
@@ -168,7 +168,7 @@ class Continuation:
         """Tokens whose keys and values are there before its first pass."""
         if self.source is not None:
             return len(self.prompt_token_ids) - 1  # the last one's logits are wanted
-        return 0 if self._kept is None else self._kept.tokens
+        return 0 if self._prompt_cache is None else self._prompt_cache.tokens
 
     def begin(self, cache: SequenceCache) -> None:
         """Take a cache, and what is known to be in it.
@@ -178,8 +178,8 @@ class Continuation:
         """
         if self.source is not None:
             cache.copy_prefix(self.source, self.known_tokens)
-        elif self._kept is not None:
-            self._kept.begin(cache)
+        elif self._prompt_cache is not None:
+            self._prompt_cache.begin(cache)
         self.cache = cache
 
     def end(self) -> None:
@@ -187,17 +187,17 @@ class Continuation:
         self.cache, self._draft = None, NO_DRAFT
         self.drafter.end()
 
-    def keep(self) -> None:
+    def save(self) -> None:
         """Write what has come to the file, if there is one. If it fails, it can be repeated.
 
         Raises:
             NumpyBloomError: the disk is full, or it fails.
         """
-        if self._kept is not None and self.cache is not None:
+        if self._prompt_cache is not None and self.cache is not None:
             logprobs = [said.token.logprob for said in self._said]
-            self._kept.save(self.cache, self.token_ids, logprobs, self._guesses)
+            self._prompt_cache.save(self.cache, self.token_ids, logprobs, self._guesses)
             if self.finish_reason is not None:
-                self._kept.close()
+                self._prompt_cache.close()
 
     def feed(self) -> TokenIds:
         """The tokens of its next pass: what the cache lacks, then a guess at what follows."""

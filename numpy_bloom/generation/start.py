@@ -8,8 +8,8 @@ from tokenizers import Tokenizer
 from numpy_bloom.generation.batch import Batch
 from numpy_bloom.generation.continuation import Continuation
 from numpy_bloom.generation.drafts import Drafter
-from numpy_bloom.generation.kept import Kept
-from numpy_bloom.generation.loop import GenerationInBatch
+from numpy_bloom.generation.generation import GenerationInBatch
+from numpy_bloom.generation.prompt_cache import PromptCache
 from numpy_bloom.generation.sampling import SamplingOptions
 from numpy_bloom.generation.text import TextStream
 from numpy_bloom.model.forward import TokenIds
@@ -28,7 +28,7 @@ def start(
     sampling: SamplingOptions,
     drafters: Sequence[Drafter],
     draft_tokens: int,
-    kept: Kept | None,
+    prompt_cache: PromptCache | None,
 ) -> list[GenerationInBatch]:
     """Begin to continue some texts.
 
@@ -36,7 +36,7 @@ def start(
         texts: their token ids; `num_samples` neighbours are the same.
         eos_token_ids: any of these ends a text.
         drafters: what guesses for each.
-        kept: the file of the text, if there is but one.
+        prompt_cache: the file of the text, if there is but one.
 
     The others are those of `Bloom.generate_batch`.
     """
@@ -55,7 +55,7 @@ def start(
                 drafter=drafter,
                 draft_tokens=draft_tokens,
                 sources=continuations[first:],
-                kept=kept,
+                prompt_cache=prompt_cache,
             )
         )
     going_on = [text for text in continuations if text.finish_reason is None]

@@ -7,7 +7,7 @@ import numpy as np
 
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.generation.continuation import Token
-from numpy_bloom.generation.loop import GenerationInBatch
+from numpy_bloom.generation.generation import GenerationInBatch
 from numpy_bloom.model.forward import TokenIds
 from numpy_bloom.model.model import Model
 from numpy_bloom.study.capture import Arrays, Capture, Edit, check_edits, trace_bytes

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.model.primitives import log_softmax
-from numpy_bloom.study.bill import bill
+from numpy_bloom.study.cost import costs
 from numpy_bloom.study.lenses import attributions, logit_lens
 from numpy_bloom.study.stages import IN_BLOCK
 from numpy_bloom.study.trace import Trace
@@ -101,7 +101,7 @@ def _attribution_arrays(trace: Trace) -> dict[str, Array]:
 
 def bill_rows(trace: Trace) -> list[dict[str, Any]]:
     """The bill, a row for each block and the head."""
-    return [cost._asdict() for cost in bill(trace)]
+    return [cost._asdict() for cost in costs(trace)]
 
 
 def _stage(trace: Trace, name: str) -> Floats:

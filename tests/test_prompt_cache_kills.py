@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 
 import numpy_bloom
 from numpy_bloom.bloom import Bloom
-from numpy_bloom.generation.kept_file import KeptFile
+from numpy_bloom.generation.prompt_cache_file import PromptCacheFile
 from numpy_bloom.model.model import Model
 
 PROMPT = byte_ids("Todos los todos")
@@ -240,7 +240,7 @@ def test_power_failures(
     assert len(states) > 100
     for content, given in [*states][::step]:
         file.write_bytes(content)
-        kept = KeptFile.open(file, write=True, ignore_damaged=False)
+        kept = PromptCacheFile.open(file, write=True, ignore_damaged=False)
         most = 1 + options.get("draft_tokens", 8) * ("draft_model" in options)
         assert len(kept.ids) - len(PROMPT) >= given - most
         kept.close()

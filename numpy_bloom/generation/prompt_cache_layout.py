@@ -1,4 +1,4 @@
-"""How a kept text lies in its file, and the file's header.
+"""How a text lies in a prompt cache, and the file's header.
 
 A safetensors file, laid out for the whole text of S tokens at once and sparse until it is filled:
 

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 import numpy_bloom
 from numpy_bloom.bloom import Bloom
 from numpy_bloom.errors import OptionError
-from numpy_bloom.generation.kept_file import KeptFile
+from numpy_bloom.generation.prompt_cache_file import PromptCacheFile
 from numpy_bloom.model.cache import KVCache
 from numpy_bloom.model.memory import Needs
 
@@ -145,7 +145,7 @@ def test_reading_takes_the_memory_of_a_token(model: Bloom, file: Path) -> None:
     prompt = PROMPT * 100
     list(model.generate(prompt, max_new_tokens=1, prompt_cache=file))
     cache = KVCache(model.config, len(prompt))
-    kept = KeptFile.open(file, write=False, ignore_damaged=False)
+    kept = PromptCacheFile.open(file, write=False, ignore_damaged=False)
     tracemalloc.start()
     kept.load(cache, len(prompt) - 1, ignore_damaged=False)
     _, peak = tracemalloc.get_traced_memory()

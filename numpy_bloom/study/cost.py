@@ -25,7 +25,7 @@ class Cost(NamedTuple):
     seconds: float | None
 
 
-def bill(trace: Trace) -> Iterator[Cost]:
+def costs(trace: Trace) -> Iterator[Cost]:
     """What each block of a traced pass, and the head, cost."""
     config, w = trace.model.config, trace.model.parameters
     tokens = len(trace.token_ids)

@@ -1,4 +1,4 @@
-"""The file of a kept text: opened, begun beside another one, and filled after every pass.
+"""A prompt cache's file: opened, begun beside another one, and filled after every pass.
 
 Keys and values are on disk before the record of the token that a pass made of them is written. So
 at any moment the records up to the last one with which a pass ended are the text, and what lies
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from numpy_bloom.errors import NumpyBloomError
-from numpy_bloom.generation.kept_layout import (
+from numpy_bloom.generation.prompt_cache_layout import (
     CONTENT,
     RECORD,
     DamagedError,
@@ -34,7 +34,7 @@ READ_BYTES = 4096 * RECORD.size
 """Records are read so many bytes at a time."""
 
 
-class KeptFile:
+class PromptCacheFile:
     """A file of one text, open and locked until it is closed or nobody holds it any more.
 
     Attributes:
@@ -57,7 +57,7 @@ class KeptFile:
         self._cached = 0  # tokens whose keys and values are written
 
     @classmethod
-    def open(cls, path: Path, *, write: bool, ignore_damaged: bool) -> "KeptFile":
+    def open(cls, path: Path, *, write: bool, ignore_damaged: bool) -> "PromptCacheFile":
         """Open a file and read its tokens.
 
         Args:
@@ -86,7 +86,7 @@ class KeptFile:
     @classmethod
     def create(
         cls, path: Path, about: dict[str, Any], tokens: int, cache: SequenceCache
-    ) -> "KeptFile":
+    ) -> "PromptCacheFile":
         """Begin a file beside the one that it is to replace; see `publish`.
 
         Args:

@@ -1,4 +1,4 @@
-"""A text that is kept in a file: what is taken over from there, and what goes there."""
+"""A prompt cache, one text in a file: what is taken over from there, and what goes there."""
 
 import hashlib
 import json
@@ -9,8 +9,8 @@ from typing import Any
 
 from numpy_bloom.errors import NumpyBloomError, OptionError
 from numpy_bloom.generation.drafts import common_prefix
-from numpy_bloom.generation.kept_file import KeptFile, told
-from numpy_bloom.generation.kept_layout import DamagedError
+from numpy_bloom.generation.prompt_cache_file import PromptCacheFile, told
+from numpy_bloom.generation.prompt_cache_layout import DamagedError
 from numpy_bloom.model.cache import SequenceCache
 from numpy_bloom.model.config import BloomConfig
 
@@ -19,8 +19,9 @@ Fingerprint = dict[str, Any]
 
 
 @dataclass
-class Kept:
-    """One text and its file, which is to hold it after every pass. See `keep` and `resume`.
+class PromptCache:
+    """One text and its file, which is to hold it after every pass. See `start_prompt_cache` and
+    `resume_prompt_cache`.
 
     Attributes:
         path: of the file.
@@ -39,7 +40,7 @@ class Kept:
     prompt_token_ids: list[int]
     new: list[tuple[int, float]]
     guesses: int
-    file: KeptFile | None
+    file: PromptCacheFile | None
     wanted: int
     goes_on: bool
     ignore_damaged: bool
@@ -73,7 +74,9 @@ class Kept:
             return
         old, ids = self.file, self.prompt_token_ids
         about = {**self.about, "taken_over": cache.length}
-        new = KeptFile.create(self.path, about, len(ids) + self.settings["max_new_tokens"], cache)
+        new = PromptCacheFile.create(
+            self.path, about, len(ids) + self.settings["max_new_tokens"], cache
+        )
         try:
             with told(f"cannot write {self.path}"):
                 new.save(cache, ids, [0.0] * len(ids), self.guesses)
@@ -134,14 +137,14 @@ class Kept:
         self.file.close()
 
 
-def keep(
+def start_prompt_cache(
     path: Path,
     model: Fingerprint,
     settings: Mapping[str, Any],
     prompt_token_ids: list[int],
     *,
     ignore_damaged: bool,
-) -> Kept:
+) -> PromptCache:
     """A text that begins. It takes over what it has in common with the text that is in the file.
 
     Args:
@@ -168,10 +171,12 @@ def keep(
         wanted = min(common_prefix(file.ids, prompt_token_ids[:-1]), _cached(file))
     about = {"model": model, "settings": settings, "prompt_tokens": len(prompt_token_ids)}
     guesses = settings["draft_tokens"]
-    return Kept(path, about, prompt_token_ids, [], guesses, file, wanted, False, ignore_damaged)
+    return PromptCache(
+        path, about, prompt_token_ids, [], guesses, file, wanted, False, ignore_damaged
+    )
 
 
-def resume(path: Path, model: Fingerprint, *, ignore_damaged: bool) -> Kept:
+def resume_prompt_cache(path: Path, model: Fingerprint, *, ignore_damaged: bool) -> PromptCache:
     """A text that goes on.
 
     Args:
@@ -187,7 +192,7 @@ def resume(path: Path, model: Fingerprint, *, ignore_damaged: bool) -> Kept:
     file = _opened(path, model, write=True, ignore_damaged=ignore_damaged)
     prompt = file.about["prompt_tokens"]
     new = list(zip(file.ids, file.logprobs, strict=True))[prompt:]
-    return Kept(
+    return PromptCache(
         path,
         file.about,
         file.ids[:prompt],
@@ -200,9 +205,11 @@ def resume(path: Path, model: Fingerprint, *, ignore_damaged: bool) -> Kept:
     )
 
 
-def _opened(path: Path, model: Fingerprint, *, write: bool, ignore_damaged: bool) -> KeptFile:
+def _opened(
+    path: Path, model: Fingerprint, *, write: bool, ignore_damaged: bool
+) -> PromptCacheFile:
     """A file that is whole, or damaged only beyond its prompt, and of this model."""
-    file = KeptFile.open(path, write=write, ignore_damaged=ignore_damaged)
+    file = PromptCacheFile.open(path, write=write, ignore_damaged=ignore_damaged)
     prompt = file.about["prompt_tokens"]
     if len(file.ids) < prompt:
         raise DamagedError(path, f"of the {prompt} tokens of its prompt {len(file.ids)} are there")
@@ -220,7 +227,7 @@ def _opened(path: Path, model: Fingerprint, *, write: bool, ignore_damaged: bool
     return file
 
 
-def _cached(file: KeptFile) -> int:
+def _cached(file: PromptCacheFile) -> int:
     """Tokens whose keys and values are there and belong to the text."""
     ids, prompt = len(file.ids), file.about["prompt_tokens"]
     taken_over: int = file.about["taken_over"]

@@ -15,7 +15,7 @@ from keeping import TINY, cut_off, ids_of
 import numpy_bloom
 from numpy_bloom.bloom import Bloom
 from numpy_bloom.errors import NumpyBloomError
-from numpy_bloom.generation import kept_layout
+from numpy_bloom.generation import prompt_cache_layout
 
 PROMPT = byte_ids("Todos los")
 NEW, BEGUN = 8, 5
@@ -209,7 +209,7 @@ def test_options_that_were_edited(model: Bloom, file: Path) -> None:
 
 def test_records_of_another_kind(model: Bloom, file: Path) -> None:
     """Written by hand, with checksums that agree: an id that is no token."""
-    kept = kept_layout
+    kept = prompt_cache_layout
     content = bytearray(file.read_bytes())
     start = 8 + int.from_bytes(content[:8], "little")
     check = kept.checksum_of(content[:start], 0)
