@@ -1,7 +1,6 @@
 """The object that users hold: a model, its tokenizer, and what one does with them."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,11 @@ from numpy_bloom.errors import NumpyBloomError, OptionError, check_whole
 from numpy_bloom.generation.beams import BeamOptions, BeamSearch
 from numpy_bloom.generation.continuation import Token
 from numpy_bloom.generation.drafts import PROMPT_LOOKUP, Drafter, DraftModel, PromptLookup
-from numpy_bloom.generation.generation import Generation, GenerationInBatch
+from numpy_bloom.generation.generation import Generation, GenerationInBatch, start
+from numpy_bloom.generation.options import GenerationOptions
 from numpy_bloom.generation.prompt_cache import resume_prompt_cache, start_prompt_cache
 from numpy_bloom.generation.sampling import SamplingOptions
-from numpy_bloom.generation.start import random_seed, start
-from numpy_bloom.generation.text import TextStream, stop_texts
+from numpy_bloom.generation.text import TextStream
 from numpy_bloom.inputs import token_id_array
 from numpy_bloom.study.trace import Trace, trace_steps
 from numpy_bloom.text_model import TextModel
@@ -30,9 +29,7 @@ class Bloom(TextModel):
 
         Args:
             prompt: a text, or its token ids (T,).
-            options: those of `generate_batch`: max_new_tokens, stop, temperature, top_k, top_p,
-                min_p, repetition_penalty, seed, draft_model, draft_tokens, prompt_cache,
-                ignore_damaged_cache.
+            options: those of `generate_batch`, but for num_samples.
 
         Returns:
             An iterator of `Token` (.id, .logprob, .text) that computes each one when it is asked
@@ -51,37 +48,26 @@ class Bloom(TextModel):
         prompts: Sequence[str | npt.ArrayLike],
         *,
         num_samples: int = 1,
-        max_new_tokens: int = 128,
-        stop: Sequence[str] = (),
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float = 1.0,
-        seed: int | None = None,
         draft_model: "Bloom | str | None" = None,
-        draft_tokens: int = 8,
         prompt_cache: str | Path | None = None,
         ignore_damaged_cache: bool = False,
+        **options: Any,
     ) -> list[GenerationInBatch]:
         """Continue several prompts together: each pass over the weights serves all of them.
 
         Args:
             prompts: texts, or their token ids (T,).
             num_samples: how many times each prompt is continued, which needs sampling.
-            max_new_tokens: stop after so many.
-            stop: stop before any of these texts.
-            temperature, top_k, top_p, min_p, repetition_penalty, seed: how tokens are chosen, see
-                `SamplingOptions`; greedily by default.
             draft_model: what guesses at tokens that a pass then verifies together: another model
                 with the same vocabulary, or `prompt-lookup`, the text itself. The distribution of
                 the continuations is the same as without. A model is held in memory whole, and what
                 it takes is taken from the memory of this one.
-            draft_tokens: most guesses at a time.
             prompt_cache: a file that holds the text, with keys and values, after every pass; for
                 one prompt only. If it is there, what its text has in common with the prompt is not
                 computed again, and it is replaced. See `resume`.
             ignore_damaged_cache: do without what is damaged of that file; else that is an error.
+            options: those of `GenerationOptions`: max_new_tokens, stop, temperature, top_k, top_p,
+                min_p, repetition_penalty, seed, draft_tokens.
 
         Returns:
             For each prompt `num_samples` iterators of `Token`, see `generate`. Whichever is asked
@@ -93,12 +79,8 @@ class Bloom(TextModel):
                 damaged, of another model, or cannot be written.
         """
         check_whole("num_samples", num_samples, 1)
-        check_whole("max_new_tokens", max_new_tokens, 1)
-        check_whole("draft_tokens", draft_tokens, 1)
-        sampling = SamplingOptions(
-            temperature, top_k, top_p, min_p, repetition_penalty=repetition_penalty, seed=seed
-        )
-        if num_samples > 1 and sampling.is_greedy:
+        chosen = GenerationOptions(**options)
+        if num_samples > 1 and chosen.is_greedy:
             raise OptionError(
                 f"num_samples is {num_samples}, but greedy samples are all the same; give a "
                 "temperature"
@@ -110,33 +92,22 @@ class Bloom(TextModel):
         if prompt_cache is not None:
             if len(texts) > 1:
                 raise OptionError(f"prompt_cache is for one text, there are {len(texts)}")
-            if seed is None:  # the text may have to go on with it
-                sampling = replace(sampling, seed=random_seed())
-            settings = {
-                "max_new_tokens": max_new_tokens,
-                "stop": stop_texts(stop),
-                **asdict(sampling),
-                "draft_model": _draft_name(draft_model),
-                "draft_tokens": draft_tokens,
-            }
             cached = start_prompt_cache(
                 Path(prompt_cache),
                 self.fingerprint,
-                settings,
                 texts[0].tolist(),
+                chosen,
+                _draft_name(draft_model),
                 ignore_damaged=ignore_damaged_cache,
             )
+            chosen = cached.options
         return start(
             self.model,
             self.tokenizer,
             texts,
+            chosen,
+            self._drafters(draft_model, len(texts), chosen),
             num_samples=num_samples,
-            max_new_tokens=max_new_tokens,
-            eos_token_ids=self.config.eos_token_ids,
-            stop=stop,
-            sampling=sampling,
-            drafters=self._drafters(draft_model, len(texts), sampling),
-            draft_tokens=draft_tokens,
             prompt_cache=cached,
         )
 
@@ -208,25 +179,15 @@ class Bloom(TextModel):
                     f"the text of {prompt_cache} was begun with a draft model; give it again"
                 )
             draft_model = PROMPT_LOOKUP
-        if "stop" in options:
-            options["stop"] = stop_texts(options["stop"])
         cached.check({**options, "draft_model": _draft_name(draft_model)})
         new = [token_id for token_id, _ in cached.new]
         ids = token_id_array(cached.prompt_token_ids + new, self.config)
-        texts = [ids[: len(cached.prompt_token_ids)]]
-        sampling = SamplingOptions(
-            **{field.name: cached.settings[field.name] for field in fields(SamplingOptions)}
-        )
         (generation,) = start(
             self.model,
             self.tokenizer,
-            texts,
-            max_new_tokens=cached.settings["max_new_tokens"],
-            eos_token_ids=self.config.eos_token_ids,
-            stop=cached.settings["stop"],
-            sampling=sampling,
-            drafters=self._drafters(draft_model, 1, sampling),
-            draft_tokens=cached.settings["draft_tokens"],
+            [ids[: len(cached.prompt_token_ids)]],
+            cached.options,
+            self._drafters(draft_model, 1, cached.options),
             prompt_cache=cached,
         )
         return generation

@@ -1,21 +1,13 @@
 """What the command `generate` can be asked for, and what does not go together."""
 
 import argparse
+from dataclasses import fields
 
 from numpy_bloom.command import CLUSTER_HELP, parser, path_argument
 from numpy_bloom.errors import OptionError
+from numpy_bloom.generation.options import GenerationOptions
 
-OPTIONS = (
-    "max_new_tokens",
-    "stop",
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "repetition_penalty",
-    "seed",
-    "draft_tokens",
-)
+OPTIONS = tuple(field.name for field in fields(GenerationOptions))
 """Those that `Bloom.generate_batch` has under the same names."""
 
 BEAM_OPTIONS = ("length_penalty", "early_stopping")

@@ -14,7 +14,7 @@ from numpy_bloom.bloom import Bloom
 from numpy_bloom.errors import OptionError
 from numpy_bloom.generation.batch import Batch
 from numpy_bloom.generation.continuation import Continuation
-from numpy_bloom.generation.sampling import SamplingOptions
+from numpy_bloom.generation.options import GenerationOptions
 from numpy_bloom.generation.text import TextStream
 
 NEW = 8
@@ -45,10 +45,9 @@ def sample_alone(model: Bloom, prompt: list[int], number: int) -> list[int]:
     entropy = int(np.random.SeedSequence(HOT["seed"]).generate_state(1, np.uint64)[0])
     continuation = Continuation(
         prompt,
-        max_new_tokens=NEW,
+        GenerationOptions(HOT["temperature"], max_new_tokens=NEW),
         eos_token_ids=(),
         text=TextStream(None),
-        sampling=SamplingOptions(HOT["temperature"]),
         seed=[entropy, number],
     )
     batch = Batch(model.model, [continuation])

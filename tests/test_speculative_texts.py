@@ -7,6 +7,7 @@ over a Markov chain whose transitions are known. That the draws are independent 
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +18,7 @@ from acceptance import WRONG, Floats, Verify, Wide, outcome
 from numpy_bloom.generation import continuation, drafts
 from numpy_bloom.generation.continuation import Continuation
 from numpy_bloom.generation.drafts import Drafter, DraftModel, PromptLookup
+from numpy_bloom.generation.options import GenerationOptions
 from numpy_bloom.generation.sampling import SamplingOptions, verify
 from numpy_bloom.generation.text import TextStream
 
@@ -59,13 +61,11 @@ def continued(sampling: SamplingOptions, drafter: Drafter, number: int) -> tuple
     """Four new tokens after the prompt, with two guesses at a time, and the passes they took."""
     text = Continuation(
         PROMPT,
-        max_new_tokens=4,
+        GenerationOptions(**asdict(sampling), max_new_tokens=4, draft_tokens=2),
         eos_token_ids=(),
         text=TextStream(None),
-        sampling=sampling,
         seed=[1 << 40, number],
         drafter=drafter,
-        draft_tokens=2,
     )
     text.cache = SimpleNamespace(length=0)  # type: ignore[assignment]
     for passes in itertools.count(1):

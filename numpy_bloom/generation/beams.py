@@ -12,6 +12,7 @@ from numpy_bloom.errors import OptionError, check_whole
 from numpy_bloom.generation.beam_caches import BeamCache, reorder_caches
 from numpy_bloom.generation.continuation import Continuation, PassStats, Token
 from numpy_bloom.generation.generation import Generation
+from numpy_bloom.generation.options import GenerationOptions
 from numpy_bloom.generation.sampling import SamplingOptions, penalize_repetition
 from numpy_bloom.generation.text import TextStream
 from numpy_bloom.model.memory import Needs
@@ -193,10 +194,9 @@ class BeamSearch(Generation):
         super().__init__(
             Continuation(
                 prompt_token_ids,
-                max_new_tokens=options.max_new_tokens,
+                GenerationOptions(max_new_tokens=options.max_new_tokens),
                 eos_token_ids=options.eos_token_ids,
                 text=text,
-                sampling=SamplingOptions(),
                 seed=(),
             )
         )

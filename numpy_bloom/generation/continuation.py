@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from numpy_bloom.generation.drafts import NO_DRAFT, Drafter
+from numpy_bloom.generation.options import GenerationOptions
 from numpy_bloom.generation.prompt_cache import PromptCache
 from numpy_bloom.generation.sampling import (
-    SamplingOptions,
     draw,
     likeliest,
     log_probability,
@@ -59,13 +59,11 @@ class Continuation:
 
     Args:
         prompt_token_ids: not empty.
-        max_new_tokens: it ends after so many.
+        options: how it goes on.
         eos_token_ids: it ends after any of these.
         text: makes text of the new tokens.
-        sampling: how they are chosen.
         seed: the draw at each place of the text depends on these numbers and that place alone.
         drafter: guesses; none by default.
-        draft_tokens: most that are guessed at a time.
         sources: others of the same prompt that come before it, whose keys and values it can take.
         prompt_cache: its file, if it is to have one. The tokens in it are `ready` at once.
 
@@ -80,14 +78,12 @@ class Continuation:
     def __init__(
         self,
         prompt_token_ids: list[int],
+        options: GenerationOptions,
         *,
-        max_new_tokens: int,
         eos_token_ids: Sequence[int],
         text: TextStream,
-        sampling: SamplingOptions,
         seed: Sequence[int],
         drafter: Drafter | None = None,
-        draft_tokens: int = 0,
         sources: "Sequence[Continuation]" = (),
         prompt_cache: PromptCache | None = None,
     ) -> None:
@@ -98,15 +94,13 @@ class Continuation:
         self.cache: SequenceCache | None = None
         self.passes: list[PassStats] = []
         self._sources = sources
-        self._max_new_tokens = max_new_tokens
+        self._options = options
         self._eos_token_ids = eos_token_ids
         self._text = text
         self._text_tokens = 0  # that it has seen; -1 while it is being changed
-        self._sampling = sampling
         self._seed = seed
         self.drafter = drafter or Drafter()
-        self._most_guesses = draft_tokens
-        self._guesses = draft_tokens
+        self._guesses = options.draft_tokens
         self._draft = NO_DRAFT
         self._prompt_cache = prompt_cache
         if prompt_cache is not None:
@@ -140,7 +134,7 @@ class Continuation:
     @property
     def cache_tokens(self) -> int:
         """Tokens that its cache must hold. The last new token is never fed back."""
-        return len(self.prompt_token_ids) + self._max_new_tokens - 1
+        return len(self.prompt_token_ids) + self._options.max_new_tokens - 1
 
     @property
     def uncached_tokens(self) -> int:
@@ -151,7 +145,7 @@ class Continuation:
     @property
     def most_guesses(self) -> int:
         """Guesses that it makes at a time, at most."""
-        return self._most_guesses if self.drafter.rows else 0
+        return self._options.draft_tokens if self.drafter.rows else 0
 
     @property
     def most_rows(self) -> int:
@@ -205,7 +199,7 @@ class Continuation:
         ids = self.prompt_token_ids + self.token_ids
         self._draft = NO_DRAFT
         # The last token of all needs no guess: it comes with the pass in any case.
-        count = min(self._guesses, self._max_new_tokens - len(self.token_ids) - 1)
+        count = min(self._guesses, self._options.max_new_tokens - len(self.token_ids) - 1)
         if self.token_ids and count > 0:
             self._draft = self.drafter.propose(ids, count, self._random(len(ids), drafting=True))
         return np.array(ids[self.cache.length :] + self._draft.ids, dtype=np.int64)
@@ -266,9 +260,9 @@ class Continuation:
         self, logits: Floats, ids: list[int], guess: int | None, guessed_with: Floats | None
     ) -> int:
         """The token after some others, by its logits (V,)."""
-        if self._sampling.is_greedy:
-            return likeliest(logits, ids, self._sampling)
-        probabilities = next_token_distribution(logits, ids, self._sampling)
+        if self._options.is_greedy:
+            return likeliest(logits, ids, self._options)
+        probabilities = next_token_distribution(logits, ids, self._options)
         random = self._random(len(ids))
         if guess is None:
             return draw(probabilities, random)
@@ -289,7 +283,7 @@ class Continuation:
             reason = "eos"
         else:
             text = self._text.step(token_id)
-            if place == self._max_new_tokens:
+            if place == self._options.max_new_tokens:
                 reason = "length"
         if reason is not None:
             text += self._text.finish()
@@ -299,4 +293,4 @@ class Continuation:
         """Guess twice as many as held next time, or as many as allowed if all of them did."""
         if self._draft.ids:
             more = 2 * held if held < len(self._draft.ids) else 2 * self._guesses
-            self._guesses = max(1, min(more, self._most_guesses))
+            self._guesses = max(1, min(more, self._options.draft_tokens))

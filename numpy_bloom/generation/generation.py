@@ -1,12 +1,21 @@
-"""A continuation as its user sees it: tokens one by one, and what they took."""
+"""Continuations as their user sees them: tokens one by one, and what they took."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+
+from tokenizers import Tokenizer
 
 from numpy_bloom.generation.batch import Batch
 from numpy_bloom.generation.continuation import Continuation, Token
+from numpy_bloom.generation.drafts import Drafter
+from numpy_bloom.generation.options import GenerationOptions
+from numpy_bloom.generation.prompt_cache import PromptCache
+from numpy_bloom.generation.sampling import random_seed
+from numpy_bloom.generation.text import TextStream
+from numpy_bloom.model.forward import TokenIds
 from numpy_bloom.model.passes import Tap
+from numpy_bloom.model.runner import Runner
 from numpy_bloom.weights.budget import peak_memory_bytes
 
 
@@ -105,3 +114,44 @@ class GenerationInBatch(Generation):
     def watch(self, tap: Tap) -> None:
         """Show the stages of all passes to come to an onlooker, in place of the one before."""
         self._batch.tap = tap
+
+
+def start(
+    model: Runner,
+    tokenizer: Tokenizer | None,
+    texts: Sequence[TokenIds],
+    options: GenerationOptions,
+    drafters: Sequence[Drafter],
+    *,
+    num_samples: int = 1,
+    prompt_cache: PromptCache | None = None,
+) -> list[GenerationInBatch]:
+    """Begin to continue some texts, in the same passes.
+
+    Args:
+        model: continues them.
+        tokenizer: makes text of their tokens.
+        texts: their token ids; `num_samples` neighbours are the same.
+        options: how they go on.
+        drafters: what guesses for each.
+        num_samples: how many continuations of each prompt there are.
+        prompt_cache: the file of the text, if there is but one.
+    """
+    seed = random_seed(options.seed)
+    continuations: list[Continuation] = []
+    for number, (ids, drafter) in enumerate(zip(texts, drafters, strict=True)):
+        first = number - number % num_samples
+        continuations.append(
+            Continuation(
+                ids.tolist(),
+                options,
+                eos_token_ids=model.config.eos_token_ids,
+                text=TextStream(tokenizer, options.stop),
+                seed=[seed, number],
+                drafter=drafter,
+                sources=continuations[first:],
+                prompt_cache=prompt_cache,
+            )
+        )
+    batch = Batch(model, [text for text in continuations if text.finish_reason is None])
+    return [GenerationInBatch(batch, text) for text in continuations]

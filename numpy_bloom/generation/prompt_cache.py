@@ -3,14 +3,17 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from numpy_bloom.errors import NumpyBloomError, OptionError
 from numpy_bloom.generation.drafts import common_prefix
+from numpy_bloom.generation.options import GenerationOptions
 from numpy_bloom.generation.prompt_cache_file import PromptCacheFile, told
 from numpy_bloom.generation.prompt_cache_layout import DamagedError
+from numpy_bloom.generation.sampling import random_seed
+from numpy_bloom.generation.text import stop_texts
 from numpy_bloom.model.cache import SequenceCache
 from numpy_bloom.model.config import BloomConfig
 
@@ -50,6 +53,12 @@ class PromptCache:
         """How the text goes on: options of `Bloom.generate` by name, as JSON has them."""
         settings: Mapping[str, Any] = self.about["settings"]
         return settings
+
+    @property
+    def options(self) -> GenerationOptions:
+        """The same, without what guesses."""
+        names = [field.name for field in fields(GenerationOptions)]
+        return GenerationOptions(**{name: self.settings[name] for name in names})
 
     @property
     def tokens(self) -> int:
@@ -120,9 +129,10 @@ class PromptCache:
         for name, value in given.items():
             if name not in self.settings:
                 raise OptionError(f"{name} is no option of a text that goes on; leave it out")
-            if value != self.settings[name]:
+            wanted = stop_texts(value) if name == "stop" else value
+            if wanted != self.settings[name]:
                 raise OptionError(
-                    f"{name} is {value!r}, but the text of {self.path} was begun with "
+                    f"{name} is {wanted!r}, but the text of {self.path} was begun with "
                     f"{self.settings[name]!r}; leave it out"
                 )
 
@@ -140,8 +150,9 @@ class PromptCache:
 def start_prompt_cache(
     path: Path,
     model: Fingerprint,
-    settings: Mapping[str, Any],
     prompt_token_ids: list[int],
+    options: GenerationOptions,
+    draft_model: str | None,
     *,
     ignore_damaged: bool,
 ) -> PromptCache:
@@ -150,8 +161,9 @@ def start_prompt_cache(
     Args:
         path: of the file, which need not be there.
         model: that continues it.
-        settings: how; JSON values.
         prompt_token_ids: the prompt.
+        options: how it goes on; without a seed it gets one, which it may have to go on with.
+        draft_model: tells apart what guesses.
         ignore_damaged: do without what is damaged.
 
     Raises:
@@ -169,8 +181,11 @@ def start_prompt_cache(
     if file is not None:
         # The last token of the prompt is computed in any case: its logits are wanted.
         wanted = min(common_prefix(file.ids, prompt_token_ids[:-1]), _cached(file))
+    if options.seed is None:
+        options = replace(options, seed=random_seed())
+    settings = asdict(options) | {"stop": stop_texts(options.stop), "draft_model": draft_model}
     about = {"model": model, "settings": settings, "prompt_tokens": len(prompt_token_ids)}
-    guesses = settings["draft_tokens"]
+    guesses = options.draft_tokens
     return PromptCache(
         path, about, prompt_token_ids, [], guesses, file, wanted, False, ignore_damaged
     )

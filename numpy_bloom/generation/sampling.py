@@ -165,6 +165,11 @@ def next_token_distribution(logits: Floats, ids: npt.ArrayLike, options: Samplin
     return softmax(logits)
 
 
+def random_seed(seed: int | None = None) -> int:
+    """A number that draws depend on; without a seed another one each time."""
+    return int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
+
+
 def draw(probabilities: Floats, random: "np.random.Generator") -> int:
     """Draw an index with the given probabilities."""
     cumulative = np.cumsum(probabilities, dtype=np.float64)
