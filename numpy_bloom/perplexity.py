@@ -1,16 +1,22 @@
-"""How well a model predicts a text of any length: windows over its tokens."""
+"""How well a model predicts a text of any length: windows over its tokens, and what they score."""
 
 import math
+import time
 from bisect import bisect_right
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import NamedTuple
+
+import numpy as np
 
 from numpy_bloom.errors import NumpyBloomError, OptionError, check_whole
 from numpy_bloom.model.forward import TokenIds
 from numpy_bloom.model.model import check_finite
 from numpy_bloom.model.runner import Runner
+from numpy_bloom.text_file import Text
+from numpy_bloom.weights.budget import peak_memory_bytes
 from numpy_bloom.weights.dtypes import Floats
 
 WINDOW = 2048
@@ -142,3 +148,93 @@ def score_windows(
         )
         check_finite(log_probabilities)
         yield log_probabilities
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What an evaluation took.
+
+    Attributes:
+        passes: passes over the weights.
+        seconds: of all passes.
+        tokens_per_second: tokens that were scored.
+        weight_bytes_pinned: weights read into memory before the first pass.
+        weight_bytes_read: weights read from disk by all passes together.
+        peak_memory_bytes: largest resident memory of the process so far.
+    """
+
+    passes: int
+    seconds: float
+    tokens_per_second: float
+    weight_bytes_pinned: int
+    weight_bytes_read: int
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How well a model predicts a text.
+
+    Attributes:
+        perplexity: of a token: e to the power of the next.
+        negative_log_likelihood: mean of the scored tokens, in nats.
+        bits_per_byte: of the UTF-8 bytes that the scored tokens stand for.
+        tokens, tokens_scored: of the text; all but the first.
+        bytes_scored: UTF-8 bytes of those.
+        windows: how many.
+        window: tokens of each, at most.
+        stride: tokens between their beginnings.
+        stats: what it took.
+    """
+
+    perplexity: float
+    negative_log_likelihood: float
+    bits_per_byte: float
+    tokens: int
+    tokens_scored: int
+    bytes_scored: int
+    windows: int
+    window: int
+    stride: int
+    stats: Stats
+
+
+def evaluate(model: Runner, text: Text, windows: Windows, together: int) -> Evaluation:
+    """Score a text.
+
+    Args:
+        windows: over its tokens.
+        together: windows in a pass, see `windows_per_pass`.
+
+    Raises:
+        NumpyBloomError: there is too little memory, or the weights are damaged or cannot be read.
+    """
+    start, read = time.perf_counter(), model.bytes_read
+    passes, total = 0, 0.0
+    for log_probabilities in score_windows(model, text.ids, windows, together):
+        total -= float(log_probabilities.sum(dtype=np.float64))
+        passes += 1
+    seconds = time.perf_counter() - start
+    scored = len(text.ids) - 1
+    mean = total / scored
+    with np.errstate(over="ignore"):
+        perplexity = float(np.exp(mean))
+    return Evaluation(
+        perplexity=perplexity,
+        negative_log_likelihood=mean,
+        bits_per_byte=total / math.log(2) / text.scored_bytes,
+        tokens=len(text.ids),
+        tokens_scored=scored,
+        bytes_scored=text.scored_bytes,
+        windows=len(windows),
+        window=windows.size,
+        stride=windows.stride,
+        stats=Stats(
+            passes=passes,
+            seconds=seconds,
+            tokens_per_second=scored / seconds,
+            weight_bytes_pinned=model.bytes_pinned,
+            weight_bytes_read=model.bytes_read - read,
+            peak_memory_bytes=peak_memory_bytes(),
+        ),
+    )

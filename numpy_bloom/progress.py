@@ -2,6 +2,8 @@
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from tqdm import tqdm
 
@@ -47,6 +49,18 @@ class PassBar:
     def _write(self, line: str) -> None:
         sys.stdout.flush()
         print(_BELOW + line + _BACK, end="", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def run_bar(model: Runner, name: str, passes: int) -> Iterator[None]:
+    """A bar of the weights that so many passes use, on stderr if that is a terminal."""
+    total = passes * model.weight_bytes
+    with tqdm(desc=name, total=total, unit="B", unit_scale=True, leave=False, disable=None) as bar:
+        model.watch(lambda _name, nbytes: bar.update(nbytes))
+        try:
+            yield
+        finally:
+            model.watch(lambda _name, _nbytes: None)
 
 
 def reading(model: Runner, nbytes: int, seconds: float) -> str:

@@ -16,7 +16,7 @@ from commands import Command, check_failure
 from conversions import converted
 
 import numpy_bloom
-from numpy_bloom import evaluate
+from numpy_bloom import evaluate, progress, text_file
 from numpy_bloom.loading import DEMO
 
 TEXT = 'Todos los seres humanos nacen libres: "世界" é\r\n\ntos, Todos los.\n' * 3
@@ -235,8 +235,8 @@ def test_pieces_have_the_tokens_of_the_whole(monkeypatch: pytest.MonkeyPatch) ->
     with numpy_bloom.load(DEMO) as bloom:
         for _ in range(1000):
             whole = "".join(random.choices(parts, k=random.randrange(1, 60)))
-            monkeypatch.setattr(evaluate, "PIECE_CHARACTERS", random.randrange(1, 20))
-            pieces = list(evaluate.pieces(io.StringIO(whole, newline="")))
+            monkeypatch.setattr(text_file, "PIECE_CHARACTERS", random.randrange(1, 20))
+            pieces = list(text_file.pieces(io.StringIO(whole, newline="")))
             assert "".join(pieces) == whole
             ids = [token for piece in pieces for token in bloom.encode(piece)]
             assert ids == bloom.encode(whole), pieces
@@ -245,9 +245,9 @@ def test_pieces_have_the_tokens_of_the_whole(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_large_text_is_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate, "PIECE_CHARACTERS", 1000)
+    monkeypatch.setattr(text_file, "PIECE_CHARACTERS", 1000)
     text = "".join(f"Todos los {number}\n" for number in range(10_000))
-    sizes = [len(piece) for piece in evaluate.pieces(io.StringIO(text))]
+    sizes = [len(piece) for piece in text_file.pieces(io.StringIO(text))]
     assert max(sizes) <= 1020
     assert sum(sizes) == len(text)
 
@@ -300,13 +300,13 @@ def test_a_bar_on_a_terminal(
 
     bars = []
 
-    class Bar(evaluate.tqdm):  # type: ignore[misc]
+    class Bar(progress.tqdm):  # type: ignore[misc]
         def close(self) -> None:
             bars.append((self.n, self.total))
             super().close()
 
     terminal = Terminal()
-    monkeypatch.setattr(evaluate, "tqdm", lambda **options: Bar(file=terminal, **options))
+    monkeypatch.setattr(progress, "tqdm", lambda **options: Bar(file=terminal, **options))
     monkeypatch.setattr(evaluate, "windows_per_pass", lambda _model, _windows: 2)
     arguments = ["--model", model, "--window=50", "--stride=20", "--json"]
     found = json.loads(command(evaluate, text, *arguments).out)
