@@ -77,15 +77,16 @@ def helped(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def children() -> list[int]:
-    """Processes that this one has started, ended or not."""
+    """Processes that help this one, and any that it has started and not seen end."""
     found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
+    for process in Path("/proc").glob("[0-9]*"):
         try:
-            parent = stat.read_text().rpartition(")")[2].split()[1]
+            parent = (process / "stat").read_text().rpartition(")")[2].split()[1]
+            command = (process / "cmdline").read_text()
         except (FileNotFoundError, ProcessLookupError):  # ended meanwhile
             continue
-        if int(parent) == os.getpid():
-            found.append(int(stat.parent.name))
+        if int(parent) == os.getpid() and (not command or "weights.processes" in command):
+            found.append(int(process.name))
     return found
 
 

@@ -202,8 +202,8 @@ def _extend(chunks: list[Chunk], part: Chunk) -> None:
 
 
 class Part(NamedTuple):
-    """Some rows of a matrix, the number of the chunk in which they are, and whether they are what it
-    begins with: it may hold several parts, of several matrices.
+    """Some rows of a matrix, the number of the chunk in which they are, and whether they are the
+    first in it: it may hold several parts, of several matrices.
     """
 
     chunk: int
