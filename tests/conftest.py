@@ -1,13 +1,13 @@
-"""Fixtures for the tests here and in the folders below, which find `parity` through this file."""
+"""Fixtures for the tests here and in the folders below, which find `support` through this file."""
 
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-import commands
 import pytest
-from recorded import Recorded, read_recorded
+from support import commands
+from support.recorded import Recorded, read_recorded
 
 from conversion import direct
 from numpy_bloom.weights import files

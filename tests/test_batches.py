@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from batches import (
+from support.batches import (
     NEW,
     alone,
     ending,
@@ -20,7 +20,7 @@ from batches import (
     to_the_end,
     watch_passes,
 )
-from dials import EVERYTHING, model_folder
+from support.dials import EVERYTHING, model_folder
 
 import numpy_bloom
 from numpy_bloom.errors import NumpyBloomError

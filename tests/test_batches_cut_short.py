@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from batches import NEW, alone, many_chunks, needed_alone, some_prompts, to_the_end
-from dials import model_folder
-from interruptions import Faults, Interrupt
+from support.batches import NEW, alone, many_chunks, needed_alone, some_prompts, to_the_end
+from support.dials import model_folder
+from support.interruptions import Faults, Interrupt
 
 import numpy_bloom
 from numpy_bloom.errors import NumpyBloomError

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from beam_searches import NEW, RANDOM, found, log_probabilities
-from checkpoints import Checkpoint
-from conversions import converted
+from support.beam_searches import NEW, RANDOM, found, log_probabilities
+from support.checkpoints import Checkpoint
+from support.conversions import converted
 
 import numpy_bloom
 from numpy_bloom.generation.beams import START, BeamOptions, advance, is_over

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from beam_searches import RANDOM, found, needed
-from checkpoints import Checkpoint
-from commands import Command, check_failure
-from conversions import converted
+from support.beam_searches import RANDOM, found, needed
+from support.checkpoints import Checkpoint
+from support.commands import Command, check_failure
+from support.conversions import converted
 
 import numpy_bloom
 from numpy_bloom import generate

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from beam_searches import NEW, PROMPT, RANDOM, found, log_probabilities, needed
-from checkpoints import Checkpoint
-from conversions import converted
-from interruptions import Interrupt
+from support.beam_searches import NEW, PROMPT, RANDOM, found, log_probabilities, needed
+from support.checkpoints import Checkpoint
+from support.conversions import converted
+from support.interruptions import Interrupt
 
 import numpy_bloom
 from numpy_bloom.errors import NumpyBloomError, OptionError

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from checkpoints import Checkpoint
-from commands import Command
-from conversions import converted
+from support.checkpoints import Checkpoint
+from support.commands import Command
+from support.conversions import converted
 
 from numpy_bloom import benchmark
 from numpy_bloom.weights import rates

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch_zip
-from conversions import open_checkpoint
 from safetensors.numpy import save_file
+from support import torch_zip
+from support.conversions import open_checkpoint
 
 from conversion.checkpoint import SourceTensor, strip_prefix
 from numpy_bloom.errors import NumpyBloomError

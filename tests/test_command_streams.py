@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from checkpoints import Checkpoint
-from conversions import converted
+from support.checkpoints import Checkpoint
+from support.conversions import converted
 
 import numpy_bloom
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import Checkpoint
-from commands import Command, Result, check_failure
-from conversions import converted
+from support.checkpoints import Checkpoint
+from support.commands import Command, Result, check_failure
+from support.conversions import converted
 
 import numpy_bloom
 from conversion import __main__ as conversion_command

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import Checkpoint
-from conversions import converted
+from support.checkpoints import Checkpoint
+from support.conversions import converted
 
 import numpy_bloom
 from conversion import convert

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch_zip
-from checkpoints import Checkpoint, as_float32, stored
-from conversions import read_arrays, refused, snapshot
 from safetensors import safe_open
+from support import torch_zip
+from support.checkpoints import Checkpoint, as_float32, stored
+from support.conversions import read_arrays, refused, snapshot
 
 from conversion import convert
 from numpy_bloom.errors import NumpyBloomError

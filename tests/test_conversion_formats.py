@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoints import Array, Checkpoint, byte_ids, stored
-from conversions import (
+from safetensors import safe_open
+from support.checkpoints import Array, Checkpoint, byte_ids, stored
+from support.conversions import (
     converted,
     demo_checkpoint,
     manifest,
@@ -16,7 +17,6 @@ from conversions import (
     refused,
     snapshot,
 )
-from safetensors import safe_open
 
 import numpy_bloom
 from conversion import convert

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import Checkpoint
-from conversions import failing, snapshot
+from support.checkpoints import Checkpoint
+from support.conversions import failing, snapshot
 
 from conversion import convert
 from conversion.source_tensor import SourceTensor
 from numpy_bloom.errors import NumpyBloomError
 
-SCRIPT = Path(__file__).with_name("killed_conversions.py")
+SCRIPT = Path(__file__).parent / "support" / "killed_conversions.py"
 DAMAGED = NumpyBloomError("damaged")
 FIRST, LAST = (f"model-{number:05d}-of-00004.safetensors" for number in (1, 4))
 FILES = ["embeddings.safetensors", "block_000.safetensors", "block_001.safetensors"]

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import Checkpoint, stored
-from conversions import converted, failing, refused, snapshot
+from support.checkpoints import Checkpoint, stored
+from support.conversions import converted, failing, refused, snapshot
 
 from conversion import convert, direct
 from conversion.export import export

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conversions import demo_checkpoint
+from support.conversions import demo_checkpoint
 
 import numpy_bloom
 from conversion import convert

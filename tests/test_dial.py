@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoints import Checkpoint, byte_ids
-from commands import Command
-from conversions import converted
-from dials import (
+from support.checkpoints import Checkpoint, byte_ids
+from support.commands import Command
+from support.conversions import converted
+from support.dials import (
     EVERYTHING,
     NEW,
     PROMPT,
@@ -24,7 +24,7 @@ from dials import (
     settings,
     share_pinned,
 )
-from threads import no_deadlock, open_files, thread_names
+from support.threads import no_deadlock, open_files, thread_names
 
 import numpy_bloom
 from numpy_bloom import generate

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conversions import failing
+from support.conversions import failing
 
 from conversion import direct
 from conversion.direct import DirectWriter, Written

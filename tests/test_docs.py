@@ -5,9 +5,9 @@ import shlex
 from pathlib import Path
 
 import pytest
-from checkpoints import Checkpoint
-from commands import Command
 from pages import Block, Runner, blocks, code_and_output
+from support.checkpoints import Checkpoint
+from support.commands import Command
 
 from conversion import convert
 from numpy_bloom.weights import rates

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from batches import alone, endless, said, watch_passes
-from checkpoints import VOCAB_SIZE, Checkpoint, byte_tokenizer
-from conversions import converted
-from dials import EVERYTHING, NEW, PROMPT, in_many_pieces, model_folder, share_pinned
+from support.batches import alone, endless, said, watch_passes
+from support.checkpoints import VOCAB_SIZE, Checkpoint, byte_tokenizer
+from support.conversions import converted
+from support.dials import EVERYTHING, NEW, PROMPT, in_many_pieces, model_folder, share_pinned
 
 import numpy_bloom
 from numpy_bloom.bloom import Bloom

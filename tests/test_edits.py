@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import Checkpoint
-from conversions import converted
-from dials import in_many_pieces, model_folder
+from support.checkpoints import Checkpoint
+from support.conversions import converted
+from support.dials import in_many_pieces, model_folder
 
 import numpy_bloom
 from numpy_bloom.bloom import Bloom

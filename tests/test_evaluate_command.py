@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import Checkpoint
-from commands import Command, check_failure
-from conversions import converted
+from support.checkpoints import Checkpoint
+from support.commands import Command, check_failure
+from support.conversions import converted
 
 import numpy_bloom
 from numpy_bloom import evaluate, progress, text_file

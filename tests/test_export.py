@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoints import Checkpoint, as_float32, stored
-from commands import Command
-from conversions import open_checkpoint, read_matrix, snapshot
-from exports import exported, several
+from support.checkpoints import Checkpoint, as_float32, stored
+from support.commands import Command
+from support.conversions import open_checkpoint, read_matrix, snapshot
+from support.exports import exported, several
 
 from conversion import convert
 from conversion import export as export_command

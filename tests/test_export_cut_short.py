@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import Checkpoint
-from commands import Command, check_failure
-from conversions import failing, snapshot
-from exports import SMALL, exported, several
+from support.checkpoints import Checkpoint
+from support.commands import Command, check_failure
+from support.conversions import failing, snapshot
+from support.exports import SMALL, exported, several
 
 from conversion import convert, direct
 from conversion import export as export_command

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from threads import open_files
+from support.threads import open_files
 
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.weights import files

@@ -7,7 +7,7 @@ from contextlib import closing
 
 import numpy as np
 import pytest
-from formats import (
+from support.formats import (
     Matrix,
     assert_product,
     normal,

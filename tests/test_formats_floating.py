@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from checkpoints import Array, Floats, as_float32
-from formats import Matrix, product, written
+from support.checkpoints import Array, Floats, as_float32
+from support.formats import Matrix, product, written
 
 from numpy_bloom.weights.dtypes import FLOATING, STORED
 from numpy_bloom.weights.formats import FORMATS

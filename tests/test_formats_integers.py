@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from checkpoints import Array, Floats, as_float32, stored
-from formats import Doubles, Matrix, product, written
+from support.checkpoints import Array, Floats, as_float32, stored
+from support.formats import Doubles, Matrix, product, written
 
 from numpy_bloom.weights.formats import int4
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoints import Checkpoint
-from conversions import converted
-from formats import normal, tiles, written
+from support.checkpoints import Checkpoint
+from support.conversions import converted
+from support.formats import normal, tiles, written
 
 import numpy_bloom
 from numpy_bloom.model.memory import Needs, pass_bytes

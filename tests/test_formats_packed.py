@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from checkpoints import Array, Floats, as_float32, stored
-from formats import Matrix, packed_patterns, product, random_parts, tiles, written
+from support.checkpoints import Array, Floats, as_float32, stored
+from support.formats import Matrix, packed_patterns, product, random_parts, tiles, written
 
 from numpy_bloom.weights.formats import packed
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import EOS, VOCAB_SIZE, Checkpoint, byte_ids
-from conversions import converted
+from support.checkpoints import EOS, VOCAB_SIZE, Checkpoint, byte_ids
+from support.conversions import converted
 
 import numpy_bloom
 from numpy_bloom.errors import NumpyBloomError, OptionError

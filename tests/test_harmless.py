@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
-from checkpoints import Checkpoint
-from conversions import snapshot
-from hostile import Spoil, after, in_place_of, indexed, written
+from support.checkpoints import Checkpoint
+from support.conversions import snapshot
+from support.hostile import Spoil, after, in_place_of, indexed, written
 
 import numpy_bloom
 from conversion import convert

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoints import Checkpoint, byte_ids
-from conversions import converted
-from hostile import Hostile
-from hostile_arrays import HEADERS, PICKLES, ZIPS
-from hostile_json import CONFIGS, INDEXES
-from hostile_tokenizers import LINKS, TOKENIZERS
+from support.checkpoints import Checkpoint, byte_ids
+from support.conversions import converted
+from support.hostile import Hostile
+from support.hostile_arrays import HEADERS, PICKLES, ZIPS
+from support.hostile_json import CONFIGS, INDEXES
+from support.hostile_tokenizers import LINKS, TOKENIZERS
 
 import numpy_bloom
 from conversion import convert

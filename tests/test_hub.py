@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from checkpoints import Checkpoint
-from conversions import manifest, snapshot
-from hub_server import REPOSITORY, Hub, serving
+from support.checkpoints import Checkpoint
+from support.conversions import manifest, snapshot
+from support.hub_server import REPOSITORY, Hub, serving
 
 from conversion import convert
 from numpy_bloom.errors import NumpyBloomError

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dials import NEW, PROMPT, answer, in_many_pieces, model_folder, settings
-from interruptions import Faults, Interrupt
-from threads import no_deadlock, open_files, thread_names
+from support.dials import NEW, PROMPT, answer, in_many_pieces, model_folder, settings
+from support.interruptions import Faults, Interrupt
+from support.threads import no_deadlock, open_files, thread_names
 
 import numpy_bloom
 from numpy_bloom.bloom import Bloom

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import Checkpoint, as_float32
-from conversions import converted
-from recorded import FOLDER
+from support.checkpoints import Checkpoint, as_float32
+from support.conversions import converted
+from support.recorded import FOLDER
 
 import numpy_bloom
 from conversion import convert

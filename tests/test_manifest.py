@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import Checkpoint
-from commands import Command
-from conversions import converted
-from damages import flip, relist, told
+from support.checkpoints import Checkpoint
+from support.commands import Command
+from support.conversions import converted
+from support.damages import flip, relist, told
 
 from conversion import verify
 from conversion.verify import find_faults

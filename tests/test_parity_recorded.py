@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
-from parity import TOLERANCE, filled_cache, new_cache, run_in_passes
-from recorded import FOLDER, NAMES, Recorded
+from support.parity import TOLERANCE, filled_cache, new_cache, run_in_passes
+from support.recorded import FOLDER, NAMES, Recorded
 
 from numpy_bloom.model import passes
 from numpy_bloom.study.compare import deviation

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import Checkpoint
-from conversions import converted
-from dials import EVERYTHING, in_many_pieces, model_folder
-from scores import IDS, TOLERANCE, from_logits, least_memory
-from threads import no_deadlock
+from support.checkpoints import Checkpoint
+from support.conversions import converted
+from support.dials import EVERYTHING, in_many_pieces, model_folder
+from support.scores import IDS, TOLERANCE, from_logits, least_memory
+from support.threads import no_deadlock
 
 import numpy_bloom
 from numpy_bloom.bloom import Bloom

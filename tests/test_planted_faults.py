@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from faults import CACHE_FAULTS, FAULTS, Fault, other_residual_flag, tied_head
-from parity import TOLERANCE, filled_cache, run_in_passes
-from recorded import Recorded
+from support.faults import CACHE_FAULTS, FAULTS, Fault, other_residual_flag, tied_head
+from support.parity import TOLERANCE, filled_cache, run_in_passes
+from support.recorded import Recorded
 
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.model.model import Model

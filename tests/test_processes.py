@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import Checkpoint, byte_ids
-from conversions import converted
-from threads import no_deadlock
+from support.checkpoints import Checkpoint, byte_ids
+from support.conversions import converted
+from support.threads import no_deadlock
 
 import numpy_bloom
 from numpy_bloom.bloom import Bloom

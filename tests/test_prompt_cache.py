@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoints import Checkpoint
-from conversions import converted
-from dials import EVERYTHING, in_many_pieces, least_memory, model_folder
-from dials import NEW as FEW
-from dials import PROMPT as LONG
-from keeping import ENDLESS, count_fed, ids_of, said
 from safetensors.numpy import load_file
+from support.checkpoints import Checkpoint
+from support.conversions import converted
+from support.dials import EVERYTHING, in_many_pieces, least_memory, model_folder
+from support.dials import NEW as FEW
+from support.dials import PROMPT as LONG
+from support.keeping import ENDLESS, count_fed, ids_of, said
 
 import numpy_bloom
 from numpy_bloom.bloom import Bloom

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import Checkpoint
-from commands import Command, check_failure
-from conversions import converted
-from keeping import ENDLESS, cut_off
+from support.checkpoints import Checkpoint
+from support.commands import Command, check_failure
+from support.conversions import converted
+from support.keeping import ENDLESS, cut_off
 
 import numpy_bloom
 from numpy_bloom import generate

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import Checkpoint, byte_ids, write_safetensors
-from conversions import converted, failing
-from keeping import TINY, cut_off, ids_of
+from support.checkpoints import Checkpoint, byte_ids, write_safetensors
+from support.conversions import converted, failing
+from support.keeping import TINY, cut_off, ids_of
 
 import numpy_bloom
 from numpy_bloom.bloom import Bloom

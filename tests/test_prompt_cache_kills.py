@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from checkpoints import Checkpoint, byte_ids
-from conversions import converted, failing
 from safetensors.numpy import load_file
+from support.checkpoints import Checkpoint, byte_ids
+from support.conversions import converted, failing
 
 import numpy_bloom
 from numpy_bloom.bloom import Bloom
@@ -23,6 +23,7 @@ from numpy_bloom.model.model import Model
 
 PROMPT = byte_ids("Todos los todos")
 NEW = 8
+SCRIPT = Path(__file__).parent / "support" / "killed_runs.py"
 RUNS = {
     "greedy": {"seed": 0},  # so that the file is the same
     "sampled": {"temperature": 1.5, "seed": 3},
@@ -71,7 +72,7 @@ class Children:
     """Runs of one text, one after the other."""
 
     def __init__(self, folder: Path, file: Path, options: dict[str, Any]) -> None:
-        command = [sys.executable, Path(__file__).with_name("killed_runs.py"), folder, file]
+        command = [sys.executable, SCRIPT, folder, file]
         self._process = subprocess.Popen(
             [*map(str, command), json.dumps(options)],
             stdin=subprocess.PIPE,

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import Checkpoint, byte_ids
-from conversions import converted
-from keeping import ENDLESS, count_fed, ids_of, said
+from support.checkpoints import Checkpoint, byte_ids
+from support.conversions import converted
+from support.keeping import ENDLESS, count_fed, ids_of, said
 
 import numpy_bloom
 from numpy_bloom.bloom import Bloom

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from batches import Said, endless, said
-from checkpoints import VOCAB_SIZE
-from commands import Command, check_failure
-from conversions import converted
+from support.batches import Said, endless, said
+from support.checkpoints import VOCAB_SIZE
+from support.commands import Command, check_failure
+from support.conversions import converted
 
 import numpy_bloom
 from numpy_bloom import generate

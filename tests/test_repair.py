@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import Checkpoint
-from commands import Command
-from conversions import failing, snapshot
+from support.checkpoints import Checkpoint
+from support.commands import Command
+from support.conversions import failing, snapshot
 
 from conversion import __main__ as conversion_command
 from conversion import convert, verify

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from recorded import Recorded
+from support.recorded import Recorded
 
 import numpy_bloom
 from numpy_bloom import Bloom, NumpyBloomError

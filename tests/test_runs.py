@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dials import (
+from support.dials import (
     EVERYTHING,
     NEW,
     PROMPT,
@@ -19,8 +19,8 @@ from dials import (
     least_memory,
     model_folder,
 )
+from support.threads import no_deadlock, open_files, thread_names
 from threadpoolctl import threadpool_info
-from threads import no_deadlock, open_files, thread_names
 
 import numpy_bloom
 from numpy_bloom.generation.continuation import Continuation

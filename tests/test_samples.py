@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from batches import ending, said, watch_passes
-from dials import EVERYTHING, PROMPT, model_folder
+from support.batches import ending, said, watch_passes
+from support.dials import EVERYTHING, PROMPT, model_folder
 
 import numpy_bloom
 from numpy_bloom.bloom import Bloom

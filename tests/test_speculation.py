@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from batches import Said, alone, ending, endless, said, watch_passes
-from checkpoints import Checkpoint, byte_ids
-from conversions import converted, demo_checkpoint
-from dials import EVERYTHING
-from interruptions import Interrupt
+from support.batches import Said, alone, ending, endless, said, watch_passes
+from support.checkpoints import Checkpoint, byte_ids
+from support.conversions import converted, demo_checkpoint
+from support.dials import EVERYTHING
+from support.interruptions import Interrupt
 
 import numpy_bloom
 from conversion import convert

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from acceptance import WRONG, Floats, Verify, accepts_with_p, outcome
+from support.acceptance import WRONG, Floats, Verify, accepts_with_p, outcome
 
 from numpy_bloom.generation.sampling import verify
 

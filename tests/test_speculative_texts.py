@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from acceptance import WRONG, Floats, Verify, Wide, outcome
+from support.acceptance import WRONG, Floats, Verify, Wide, outcome
 
 from numpy_bloom.generation import continuation, drafts
 from numpy_bloom.generation.continuation import Continuation

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from streams import COUNT, EVERYTHING, Streamed, in_thread, opened
+from support.streams import COUNT, EVERYTHING, Streamed, in_thread, opened
 
 from numpy_bloom.weights.stream import BUFFERS, READERS, Chunk
 from numpy_bloom.weights.team import Team

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from streams import COUNT, EVERYTHING, Streamed, in_thread, opened
-from threads import thread_names
+from support.streams import COUNT, EVERYTHING, Streamed, in_thread, opened
+from support.threads import thread_names
 
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.weights.stream import BUFFERS, READERS, Chunk

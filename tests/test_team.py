@@ -12,7 +12,7 @@ from queue import SimpleQueue
 
 import numpy as np
 import pytest
-from threads import no_deadlock, thread_names
+from support.threads import no_deadlock, thread_names
 
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.weights.team import Team

@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 
 import pytest
-from checkpoints import EOS, FIRST_BYTE, VOCAB_SIZE, byte_ids, byte_tokenizer
+from support.checkpoints import EOS, FIRST_BYTE, VOCAB_SIZE, byte_ids, byte_tokenizer
 
 from numpy_bloom.errors import NumpyBloomError, OptionError
 from numpy_bloom.generation.text import TextStream

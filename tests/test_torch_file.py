@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch_zip
-from torch_zip import Call, Global, Persistent, storage, tensor
+from support import torch_zip
+from support.torch_zip import Call, Global, Persistent, storage, tensor
 
 from conversion.source_tensor import SourceTensor
 from conversion.torch_file import read_torch_file

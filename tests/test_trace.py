@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import Checkpoint
-from conversions import converted
-from recorded import Recorded
+from support.checkpoints import Checkpoint
+from support.conversions import converted
+from support.recorded import Recorded
 
 import numpy_bloom
 from numpy_bloom.bloom import Bloom

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import Command, check_failure
+from support.commands import Command, check_failure
 
 import numpy_bloom
 from numpy_bloom import trace

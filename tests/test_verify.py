@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoints import Checkpoint
-from commands import Command, check_failure, runner
-from damages import flip, told, vouch_for
+from support.checkpoints import Checkpoint
+from support.commands import Command, check_failure, runner
+from support.damages import flip, told, vouch_for
 
 import numpy_bloom
 from conversion import convert, verify

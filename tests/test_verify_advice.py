@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoints import Checkpoint
-from commands import Command
-from damages import flip, relist, told, vouch_for
+from support.checkpoints import Checkpoint
+from support.commands import Command
+from support.damages import flip, relist, told, vouch_for
 
 from conversion import __main__ as conversion_command
 from conversion import convert, export, verify

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from batches import endless
-from checkpoints import byte_ids
-from conversions import converted
+from support.batches import endless
+from support.checkpoints import byte_ids
+from support.conversions import converted
 
 distributed = pytest.importorskip("distributed", reason="the extra cluster is not installed")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from threads import no_deadlock
+from support.threads import no_deadlock
 
 
 @pytest.fixture(autouse=True)

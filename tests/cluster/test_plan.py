@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from clusters import PROMPTS, distributed, holders, opened
-from commands import Command, check_failure
-from dials import in_many_pieces
+from support.commands import Command, check_failure
+from support.dials import in_many_pieces
 
 import numpy_bloom
 from conversion import split as split_command

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from batches import endless
 from clusters import NEW, PROMPTS, caches_held, generated, holders, opened, texts
-from conversions import converted
+from support.batches import endless
+from support.conversions import converted
 
 import numpy_bloom
 from numpy_bloom.bloom import Bloom

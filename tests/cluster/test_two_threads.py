@@ -8,7 +8,7 @@ from typing import Any
 import clusters  # noqa: F401  (skips where Dask is not installed)
 import numpy as np
 import pytest
-from dials import in_many_pieces
+from support.dials import in_many_pieces
 
 from numpy_bloom.cluster.share import Share, Travelling
 from numpy_bloom.model.config import read_config

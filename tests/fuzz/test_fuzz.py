@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch_zip
-from checkpoints import Checkpoint
 from hypothesis import example, given
 from hypothesis import strategies as st
 from mutations import json_bytes, patched, pickle_bytes, spliced
 from sandbox import run
+from support import torch_zip
+from support.checkpoints import Checkpoint
 
 import numpy_bloom
 from conversion import convert

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import byte_tokenizer
 from hypothesis import example, given
 from hypothesis import strategies as st
 from sandbox import run
+from support.checkpoints import byte_tokenizer
 
 from numpy_bloom.generation.text import TextStream
 from numpy_bloom.tokenizer import EXPRESSIONS, ROOMS, SEQUENCES, encode, read_tokenizer

@@ -18,7 +18,7 @@ import numpy_bloom
 from numpy_bloom.study.compare import Difference
 
 TOLERANCE = 2e-5
-"""As in tests/parity.py."""
+"""As in tests/support/parity.py."""
 
 
 def main() -> int:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from dials import in_many_pieces
+from support.dials import in_many_pieces
 
 from numpy_bloom.model.model import Model
 

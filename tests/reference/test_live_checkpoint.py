@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conversions import open_checkpoint
+from support.conversions import open_checkpoint
 
 from conversion.checkpoint import SourceTensor, strip_prefix
 from conversion.torch_file import read_torch_file

@@ -9,7 +9,7 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 import compare_trace
-from conversions import demo_checkpoint
+from support.conversions import demo_checkpoint
 
 from numpy_bloom.loading import DEMO
 from numpy_bloom.model import mlp

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from parity import TOLERANCE
+from support.parity import TOLERANCE
 
 from numpy_bloom.study.stages import stage_names
 

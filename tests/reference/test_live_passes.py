@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from parity import TOLERANCE, filled_cache, run_in_passes
+from support.parity import TOLERANCE, filled_cache, run_in_passes
 
 from numpy_bloom.study.compare import deviation
 

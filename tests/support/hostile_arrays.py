@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch_zip
-from hostile import Hostile, Spoil, in_place_of, written
-from torch_zip import Global, storage, tensor
+from support import torch_zip
+from support.hostile import Hostile, Spoil, in_place_of, written
+from support.torch_zip import Global, storage, tensor
 
 SAFETENSORS, BIN = "model.safetensors", "pytorch_model.bin"
 NUMBERS = bytes(48)

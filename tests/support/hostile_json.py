@@ -3,8 +3,8 @@
 import os
 from typing import Any
 
-from checkpoints import shapes
-from hostile import (
+from support.checkpoints import shapes
+from support.hostile import (
     CONFIG,
     DEEP,
     GENERATION,

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from checkpoints import byte_ids
 
 import numpy_bloom
+from support.checkpoints import byte_ids
 
 Scores = npt.NDArray[np.float64]
 

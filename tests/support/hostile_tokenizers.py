@@ -2,7 +2,17 @@
 
 from typing import Any
 
-from hostile import CONFIG, TOKENIZER, Hostile, Spoil, edited, in_place_of, sparse, updated, written
+from support.hostile import (
+    CONFIG,
+    TOKENIZER,
+    Hostile,
+    Spoil,
+    edited,
+    in_place_of,
+    sparse,
+    updated,
+    written,
+)
 
 
 def _part(room: str, part: dict[str, Any], times: int = 1) -> Spoil:

@@ -10,9 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from checkpoints import Checkpoint
-from dials import EVERYTHING, in_many_pieces
-from threads import no_deadlock
 
 import numpy_bloom
 from numpy_bloom.bloom import Bloom
@@ -24,6 +21,9 @@ from numpy_bloom.model.config import BloomConfig
 from numpy_bloom.model.model import Model
 from numpy_bloom.model.passes import SLICE_TOKENS
 from numpy_bloom.weights.formats import base
+from support.checkpoints import Checkpoint
+from support.dials import EVERYTHING, in_many_pieces
+from support.threads import no_deadlock
 
 NEW = 8
 

@@ -9,11 +9,11 @@ from functools import cache, cached_property
 
 import numpy as np
 import numpy.typing as npt
-from checkpoints import Array, Floats, as_float32
 
 from numpy_bloom.weights.dtypes import STORED
 from numpy_bloom.weights.formats import Format, Tile, encoder
 from numpy_bloom.weights.formats.base import Product
+from support.checkpoints import Array, Floats, as_float32
 
 Doubles = npt.NDArray[np.float64]
 

@@ -1,8 +1,8 @@
 """Conversions that are killed by SIGKILL and started again.
 
-    python tests/killed_conversions.py FOLDER random 200     at random moments
-    python tests/killed_conversions.py FOLDER steps 1        at each write, sync, renaming, removal
-    python tests/killed_conversions.py FOLDER steps 3        at every third of them
+    python tests/support/killed_conversions.py FOLDER random 200 at random moments
+    python tests/support/killed_conversions.py FOLDER steps 1    at each write, sync, rename, unlink
+    python tests/support/killed_conversions.py FOLDER steps 3    at every third of them
 
 FOLDER must hold a checkpoint in `source`. After each kill, whatever has its final name must be byte
 for byte what an undisturbed conversion writes; and so must the folder be that comes out in the end.
@@ -21,10 +21,11 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from conversions import snapshot
-from killed_runs import Steps
+sys.path.insert(0, str(Path(__file__).parents[1]))  # to find `support` when run by path
 
 from conversion import convert, direct
+from support.conversions import snapshot
+from support.killed_runs import Steps
 
 
 def child(folder: Path, options: dict[str, Any], last: int = 0) -> int:

@@ -1,6 +1,6 @@
 """A process whose children are killed while they keep a text; see test_prompt_cache_kills.
 
-    python killed_runs.py MODEL FILE OPTIONS
+    python tests/support/killed_runs.py MODEL FILE OPTIONS
 
 Reads two numbers from each line of stdin and lets a child run. It begins the text of OPTIONS (JSON)
 or, if the second number is 1, goes on with it; and is killed by SIGKILL at its n-th step, or never
@@ -17,11 +17,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from threads import thread_names
+sys.path.insert(0, str(Path(__file__).parents[1]))  # to find `support` when run by path
 
 import numpy_bloom
 from numpy_bloom.bloom import Bloom
 from numpy_bloom.model.model import Model
+from support.threads import thread_names
 
 
 class Steps:

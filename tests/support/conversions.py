@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import Array, Checkpoint, Floats, write_safetensors
-from formats import decode
 
 from conversion import convert
 from conversion.checkpoint import SourceTensor, find_shards, names_in, open_shards
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.loading import DEMO
+from support.checkpoints import Array, Checkpoint, Floats, write_safetensors
+from support.formats import decode
 
 NUMPY = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 NUMPY |= {"I8": "i1", "U8": "u1", "U16": "<u2", "U64": "<u8"}

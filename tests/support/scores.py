@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from checkpoints import VOCAB_SIZE
-from dials import EVERYTHING
 
 import numpy_bloom
 from numpy_bloom.bloom import Bloom
+from support.checkpoints import VOCAB_SIZE
+from support.dials import EVERYTHING
 
 Doubles = npt.NDArray[np.float64]
 

@@ -6,10 +6,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from threads import no_deadlock, open_files, thread_names
 
 from numpy_bloom.weights.files import DirectFiles
 from numpy_bloom.weights.stream import Chunk, Stream
+from support.threads import no_deadlock, open_files, thread_names
 
 COUNT = 20
 EVERYTHING = 1 << 30

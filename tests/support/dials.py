@@ -6,8 +6,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from checkpoints import Checkpoint, byte_ids
-from conversions import converted
 
 import numpy_bloom
 from numpy_bloom.bloom import Bloom
@@ -15,6 +13,8 @@ from numpy_bloom.model.memory import Needs
 from numpy_bloom.weights import store
 from numpy_bloom.weights.dtypes import FLOATING
 from numpy_bloom.weights.formats import FORMATS, base, int4
+from support.checkpoints import Checkpoint, byte_ids
+from support.conversions import converted
 
 TEXT = "Todos los seres humanos nacen libres e iguales"
 PROMPT = byte_ids(TEXT)  # more than a slice

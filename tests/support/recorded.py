@@ -3,15 +3,15 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from parity import Array
 from safetensors.numpy import load_file
 
 import numpy_bloom
 from conversion import convert
 from numpy_bloom.bloom import Bloom
 from numpy_bloom.model.model import Model
+from support.parity import Array
 
-FOLDER = Path(__file__).parent / "reference" / "recorded"
+FOLDER = Path(__file__).parents[1] / "reference" / "recorded"
 NAMES = ("heads12-bfloat16", "heads2-float32-untied", "heads6-float16-postnorm")
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conversions import read_arrays
 
 from conversion import export as export_command
+from support.conversions import read_arrays
 
 SMALL = 20_000
 """Bytes of a shard that make several of a small model."""
