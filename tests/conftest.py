@@ -1,15 +1,22 @@
 """Fixtures for the tests here and in the folders below, which find `support` through this file."""
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from support import commands
+from support import batches, commands, keeping, streams
+from support.checkpoints import Checkpoint
+from support.conversions import converted
+from support.dials import in_many_pieces, model_folder
 from support.recorded import Recorded, read_recorded
+from support.threads import no_deadlock
 
+import numpy_bloom
 from conversion import direct
+from numpy_bloom.bloom import Bloom
 from numpy_bloom.weights import files
 
 
@@ -70,3 +77,94 @@ def command(
 ) -> commands.Command:
     """Runs a command within this process."""
     return commands.runner(monkeypatch, capsys)
+
+
+@pytest.fixture
+def many_pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Small matrices have many chunks and tiles; and nothing hangs."""
+    in_many_pieces(monkeypatch)
+    with no_deadlock():
+        yield
+
+
+@pytest.fixture
+def many_chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with batches.many_chunks(monkeypatch):
+        yield
+
+
+@pytest.fixture(scope="session")
+def chunked_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of two blocks with many chunks, under `many_pieces` or `many_chunks`; nobody changes
+    it."""
+    return model_folder(tmp_path_factory.mktemp("chunked"))
+
+
+@pytest.fixture
+def chunked_model(chunked_folder: Path) -> Iterator[Bloom]:
+    with numpy_bloom.load(chunked_folder, threads=2) as model:
+        yield model
+
+
+@pytest.fixture
+def streamed(tmp_path: Path) -> Iterator[streams.Streamed]:
+    """A stream of chunks, with what it should read."""
+    with streams.opened(tmp_path) as streamed:
+        yield streamed
+
+
+@pytest.fixture(scope="session")
+def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A converted model; nobody changes it."""
+    return converted(Checkpoint(), tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture
+def small_copy(small_folder: Path, tmp_path: Path) -> Path:
+    """The same model, in the test's own folder."""
+    return Path(shutil.copytree(small_folder, tmp_path / "model"))
+
+
+@pytest.fixture(scope="module")
+def endless_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bloom]:
+    checkpoint = Checkpoint(heads=3, hidden=24, **keeping.ENDLESS)
+    with numpy_bloom.load(converted(checkpoint, tmp_path_factory.mktemp("kept"))) as model:
+        yield model
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A converted model whose texts make small files; nobody changes it."""
+    return converted(Checkpoint(**keeping.TINY), tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tiny_folder: Path) -> Iterator[Bloom]:
+    with numpy_bloom.load(tiny_folder, threads=1) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def tiny_text(tiny_model: Bloom) -> list[int]:
+    """What the tiny model says after `keeping.PROMPT`."""
+    return keeping.ids_of(tiny_model.generate(keeping.PROMPT, max_new_tokens=keeping.NEW))
+
+
+@pytest.fixture
+def text_file(tmp_path: Path) -> Path:
+    """Where a text is to be kept; nothing is there yet."""
+    return tmp_path / "text"
+
+
+@pytest.fixture
+def begun_file(tiny_model: Bloom, text_file: Path) -> Path:
+    """It keeps the tiny model's text, which was cut off."""
+    prompt, begun, new = keeping.PROMPT, keeping.BEGUN, keeping.NEW
+    keeping.cut_off(tiny_model, text_file, prompt, begun, max_new_tokens=new)
+    return text_file
+
+
+@pytest.fixture
+def fed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens each pass takes in."""
+    return keeping.count_fed(monkeypatch)

@@ -2,7 +2,6 @@
 
 import random
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from support.batches import (
     NEW,
     alone,
     ending,
-    many_chunks,
     needed_alone,
     said,
     some_prompts,
@@ -25,19 +23,10 @@ from support.dials import EVERYTHING, model_folder
 import numpy_bloom
 from numpy_bloom.errors import NumpyBloomError
 
+pytestmark = pytest.mark.usefixtures("many_chunks")
+
 ROW_BYTES = 64
 """Of an embedding of `model_folder`: 32 bfloat16."""
-
-
-@pytest.fixture(autouse=True)
-def many_pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    with many_chunks(monkeypatch):
-        yield
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return model_folder(tmp_path_factory.mktemp("batches"), blocks=2)
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +37,14 @@ def three_blocks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("streamed", [True, False])
-def test_each_says_what_it_says_alone(folder: Path, streamed: bool, threads: int) -> None:
+def test_each_says_what_it_says_alone(chunked_folder: Path, streamed: bool, threads: int) -> None:
     numbers = random.Random(threads)
     reasons: set[str | None] = set()
     for _ in range(3):
         prompts = some_prompts(numbers, numbers.randint(2, 9))
-        least, resident = needed_alone(folder, threads, prompts)
+        least, resident = needed_alone(chunked_folder, threads, prompts)
         memory = numbers.randrange(least, resident) if streamed else EVERYTHING
-        with numpy_bloom.load(folder, memory=memory, threads=threads) as model:
+        with numpy_bloom.load(chunked_folder, memory=memory, threads=threads) as model:
             options: dict[str, Any] = {"max_new_tokens": numbers.randint(1, NEW)}
             plain = alone(model, prompts, **options)
             # What some of them say ends them.
@@ -76,10 +65,10 @@ def test_each_says_what_it_says_alone(folder: Path, streamed: bool, threads: int
     assert reasons == {"length", "eos", "stop"}
 
 
-def test_probabilities_are_those_of_each_alone(folder: Path) -> None:
+def test_probabilities_are_those_of_each_alone(chunked_folder: Path) -> None:
     """But for the order of sums in BLAS, which depends on how many rows a product has."""
     prompts = some_prompts(random.Random(1), 5)
-    with numpy_bloom.load(folder, threads=1) as model:
+    with numpy_bloom.load(chunked_folder, threads=1) as model:
         for prompt, together in zip(
             prompts, model.generate_batch(prompts, max_new_tokens=NEW), strict=True
         ):
@@ -118,20 +107,20 @@ def test_joins_and_leaves_within_the_dial(
         assert most[0] == most[3] == 1 < most[1] < most[2]
 
 
-def test_the_longest_text_counts_in_what_a_pass_needs(folder: Path) -> None:
+def test_the_longest_text_counts_in_what_a_pass_needs(chunked_folder: Path) -> None:
     """Also if it is in the batch when shorter ones join, that bring as many tokens."""
     prompts = [[5] * 13, [6] * 10, [7] * 10]
-    with numpy_bloom.load(folder, memory=EVERYTHING, threads=2) as model:
+    with numpy_bloom.load(chunked_folder, memory=EVERYTHING, threads=2) as model:
         generations = model.generate_batch(prompts, max_new_tokens=100)
         held = max(nbytes for nbytes, _ in model.model._runs.values())
         assert held == model.model.working_bytes(33, 112, logit_rows=3)
         list(generations[0])
 
 
-def test_a_long_prompt_joins_others(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_prompt_joins_others(chunked_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is longer than PASS_TOKENS; two of them never are in one pass."""
     prompts = [[numbers] * 30 for numbers in (5, 6, 7)]
-    with numpy_bloom.load(folder, memory=EVERYTHING, threads=1) as model:
+    with numpy_bloom.load(chunked_folder, memory=EVERYTHING, threads=1) as model:
         passes = watch_passes(monkeypatch)
         list(model.generate_batch(prompts, max_new_tokens=3)[2])
     assert [[len(ids) for ids in one.fed] for one in passes] == [
@@ -143,9 +132,11 @@ def test_a_long_prompt_joins_others(folder: Path, monkeypatch: pytest.MonkeyPatc
     ]
 
 
-def test_prompts_share_passes_up_to_a_limit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompts_share_passes_up_to_a_limit(
+    chunked_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prompts = [[5] * 10, [6] * 10, [7] * 10, [8] * 10, [9] * 2]
-    with numpy_bloom.load(folder, memory=EVERYTHING, threads=1) as model:
+    with numpy_bloom.load(chunked_folder, memory=EVERYTHING, threads=1) as model:
         passes = watch_passes(monkeypatch)
         list(model.generate_batch(prompts, max_new_tokens=2)[0])
     lengths = [[len(ids) for ids in one.fed] for one in passes]
@@ -154,12 +145,12 @@ def test_prompts_share_passes_up_to_a_limit(folder: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_each_pass_reads_each_weight_once(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+    chunked_folder: Path, monkeypatch: pytest.MonkeyPatch, threads: int
 ) -> None:
     prompts = some_prompts(random.Random(2), 6)
-    least, resident = needed_alone(folder, threads, prompts)
+    least, resident = needed_alone(chunked_folder, threads, prompts)
     for memory in (least, (least + resident) // 2, EVERYTHING):
-        with numpy_bloom.load(folder, memory=memory, threads=threads) as model:
+        with numpy_bloom.load(chunked_folder, memory=memory, threads=threads) as model:
             stream = model.model.stream
             generations = model.generate_batch(prompts, max_new_tokens=NEW)
             with monkeypatch.context() as patch:
@@ -175,9 +166,11 @@ def test_each_pass_reads_each_weight_once(
             assert generations[0].stats.passes == len(passes)
 
 
-def test_equal_prompts_share_no_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_prompts_share_no_cache(
+    chunked_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prompts = [[5, 6, 7]] * 3
-    with numpy_bloom.load(folder, threads=1) as model:
+    with numpy_bloom.load(chunked_folder, threads=1) as model:
         expected = alone(model, prompts[:1], max_new_tokens=NEW)
         passes = watch_passes(monkeypatch)
         generations = model.generate_batch(prompts, max_new_tokens=NEW)
@@ -187,9 +180,11 @@ def test_equal_prompts_share_no_cache(folder: Path, monkeypatch: pytest.MonkeyPa
     assert len({cache for one in passes for cache in one.caches}) == 3
 
 
-def test_whichever_is_asked_all_go_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whichever_is_asked_all_go_on(
+    chunked_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prompts = [[5], [6, 7], [8, 9]]
-    with numpy_bloom.load(folder, threads=1) as model:
+    with numpy_bloom.load(chunked_folder, threads=1) as model:
         expected = alone(model, prompts, max_new_tokens=NEW)
         passes = watch_passes(monkeypatch)
         generations = model.generate_batch(prompts, max_new_tokens=NEW)
@@ -205,11 +200,11 @@ def test_whichever_is_asked_all_go_on(folder: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_threads_that_ask_for_different_texts(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    chunked_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They share the passes, and none makes one while there are tokens to take."""
     prompts = [[5, 6, 7], [8, 9], [10]]
-    with numpy_bloom.load(folder, threads=1) as model:
+    with numpy_bloom.load(chunked_folder, threads=1) as model:
         expected = alone(model, prompts, max_new_tokens=NEW)
         switches = sys.getswitchinterval()
         sys.setswitchinterval(1e-6)
@@ -225,11 +220,11 @@ def test_threads_that_ask_for_different_texts(
             sys.setswitchinterval(switches)
 
 
-def test_leaving_one_half_way(folder: Path) -> None:
+def test_leaving_one_half_way(chunked_folder: Path) -> None:
     prompts = some_prompts(random.Random(3), 4)
-    least, _ = needed_alone(folder, 1, prompts)
+    least, _ = needed_alone(chunked_folder, 1, prompts)
     for memory in (least, EVERYTHING):
-        with numpy_bloom.load(folder, memory=memory, threads=1) as model:
+        with numpy_bloom.load(chunked_folder, memory=memory, threads=1) as model:
             expected = alone(model, prompts, max_new_tokens=NEW)
             generations = model.generate_batch(prompts, max_new_tokens=NEW)
             next(generations[0])
@@ -244,24 +239,24 @@ def test_leaving_one_half_way(folder: Path) -> None:
             assert alone(model, prompts, max_new_tokens=NEW) == expected
 
 
-def test_no_prompts(folder: Path) -> None:
-    with numpy_bloom.load(folder, threads=1) as model:
+def test_no_prompts(chunked_folder: Path) -> None:
+    with numpy_bloom.load(chunked_folder, threads=1) as model:
         for nothing in ([], ()):
             with pytest.raises(NumpyBloomError, match="there are no prompts"):
                 model.generate_batch(nothing)
 
 
 @pytest.mark.parametrize("wrong", ["", [], [5, -1], [1.5], [[5]]])
-def test_a_wrong_prompt_among_others(folder: Path, wrong: Any) -> None:
+def test_a_wrong_prompt_among_others(chunked_folder: Path, wrong: Any) -> None:
     """Told at once, and nothing is held."""
-    with numpy_bloom.load(folder, memory=EVERYTHING, threads=1) as model:
+    with numpy_bloom.load(chunked_folder, memory=EVERYTHING, threads=1) as model:
         with pytest.raises(NumpyBloomError, match=r"empty|token id"):
             model.generate_batch([[5], wrong, [6]])
         assert model.model.memory_for_all == 0
 
 
-def test_texts_and_ids_as_prompts(folder: Path) -> None:
-    with numpy_bloom.load(folder, threads=1) as model:
+def test_texts_and_ids_as_prompts(chunked_folder: Path) -> None:
+    with numpy_bloom.load(chunked_folder, threads=1) as model:
         prompts = ["Todos los", model.encode("Todos los"), np.array([5, 6])]
         generations = model.generate_batch(prompts, max_new_tokens=NEW)
         found = to_the_end(generations)
@@ -269,11 +264,11 @@ def test_texts_and_ids_as_prompts(folder: Path) -> None:
         assert found[0] == found[1]
 
 
-def test_too_small_a_dial(folder: Path) -> None:
+def test_too_small_a_dial(chunked_folder: Path) -> None:
     """The longest of the prompts decides, and the error comes when its turn comes."""
     prompts = [[5], [6] * 40]
-    least, _ = needed_alone(folder, 1, prompts)
-    with numpy_bloom.load(folder, memory=least - 1, threads=1) as model:
+    least, _ = needed_alone(chunked_folder, 1, prompts)
+    with numpy_bloom.load(chunked_folder, memory=least - 1, threads=1) as model:
         generations = model.generate_batch(prompts, max_new_tokens=NEW)
         with pytest.raises(NumpyBloomError, match="at least"):
             list(generations[1])

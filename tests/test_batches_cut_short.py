@@ -1,12 +1,12 @@
 """Batches that are cut short, by Ctrl-C or a fault: all texts go on as if nothing had been."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from support.batches import NEW, alone, many_chunks, needed_alone, some_prompts, to_the_end
+from support.batches import NEW, alone, needed_alone, some_prompts, to_the_end
 from support.dials import model_folder
 from support.interruptions import Faults, Interrupt
 
@@ -14,17 +14,7 @@ import numpy_bloom
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.model.model import Model
 
-
-@pytest.fixture(autouse=True)
-def many_pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    with many_chunks(monkeypatch):
-        yield
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Faults are planted in block 1."""
-    return model_folder(tmp_path_factory.mktemp("batches"), blocks=2)
+pytestmark = pytest.mark.usefixtures("many_chunks")
 
 
 @pytest.fixture(scope="module")
@@ -75,14 +65,14 @@ def test_going_on_after_ctrl_c(
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_going_on_after_faults(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, step: int, threads: int
+    chunked_folder: Path, monkeypatch: pytest.MonkeyPatch, step: int, threads: int
 ) -> None:
     numbers = random.Random(threads)
     prompts = some_prompts(numbers, 4)
-    least, _ = needed_alone(folder, threads, prompts)
-    with numpy_bloom.load(folder, memory=least + 40_000, threads=threads) as model:
+    least, _ = needed_alone(chunked_folder, threads, prompts)
+    with numpy_bloom.load(chunked_folder, memory=least + 40_000, threads=threads) as model:
         expected = alone(model, prompts, max_new_tokens=NEW)
-        faults, told = Faults(folder, monkeypatch), 0
+        faults, told = Faults(chunked_folder, monkeypatch), 0
         kinds = [kind for kind in faults.kinds if kind != "the file is cut"]
         for _ in range(24 // step):
             generations = model.generate_batch(prompts, max_new_tokens=NEW)
@@ -100,12 +90,12 @@ def test_going_on_after_faults(
 
 
 def test_going_on_after_output_that_is_not_finite(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    chunked_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The pass was complete by then, and is done again."""
     prompts = some_prompts(random.Random(4), 4)
     run = Model.run
-    with numpy_bloom.load(folder, threads=1) as model:
+    with numpy_bloom.load(chunked_folder, threads=1) as model:
         expected = alone(model, prompts, max_new_tokens=NEW)
         generations = model.generate_batch(prompts, max_new_tokens=NEW)
         for place in (0, 2):

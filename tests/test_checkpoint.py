@@ -9,16 +9,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 from support import torch_zip
-from support.conversions import open_checkpoint
+from support.conversions import open_checkpoint, whole
 
 from conversion.checkpoint import SourceTensor, strip_prefix
 from numpy_bloom.errors import NumpyBloomError
 
 VALUES = np.arange(12, dtype=np.float32).reshape(3, 4)
-
-
-def whole(source: SourceTensor) -> np.ndarray[Any, Any]:
-    return source.read_rows(0, source.shape[0])
 
 
 def write_bin(path: Path, *names: str) -> None:

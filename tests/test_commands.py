@@ -1,15 +1,13 @@
 """The commands as a user meets them: what they print where, and how they end."""
 
-import io
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.checkpoints import Checkpoint
-from support.commands import Command, Result, check_failure
+from support.commands import Command, Result, check_failure, set_stdin
 from support.conversions import converted
 
 import numpy_bloom
@@ -138,12 +136,6 @@ def test_stop_texts(command: Command, model: Path) -> None:
     found = json.loads(result.out)
     assert found["finish_reason"] == "stop"
     assert found["text"] == text[: text.index(stop)]
-
-
-def set_stdin(monkeypatch: pytest.MonkeyPatch, content: bytes | None) -> None:
-    # As it is in a locale without UTF-8.
-    stdin = None if content is None else io.TextIOWrapper(io.BytesIO(content), "ascii")
-    monkeypatch.setattr(sys, "stdin", stdin)
 
 
 def test_prompt_from_stdin(command: Command, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

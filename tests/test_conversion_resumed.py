@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from support.checkpoints import Checkpoint
 from support.conversions import failing, snapshot
+from support.damages import flip
 
 from conversion import convert
 from conversion.source_tensor import SourceTensor
@@ -111,9 +112,7 @@ def test_a_damaged_file_is_made_again(tmp_path: Path, monkeypatch: pytest.Monkey
     whole = expected(source)
     target = cut_off(source, monkeypatch)
     path = target.with_name("model.partial") / FILES[1]
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
+    flip(path, -1)
     names = reads(source, target, monkeypatch)
     assert {name[:4] for name in names} == {"h.0.", "h.1.", "ln_f"}
     assert snapshot(target) == whole

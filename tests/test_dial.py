@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,26 +23,14 @@ from support.dials import (
     settings,
     share_pinned,
 )
-from support.threads import no_deadlock, open_files, thread_names
+from support.threads import open_files, thread_names
 
 import numpy_bloom
 from numpy_bloom import generate
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.weights.formats import FORMATS
 
-pytestmark = pytest.mark.usefixtures("past_the_page_cache")
-
-
-@pytest.fixture(autouse=True)
-def many_pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    in_many_pieces(monkeypatch)
-    with no_deadlock(120):
-        yield
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return model_folder(tmp_path_factory.mktemp("dial"))
+pytestmark = pytest.mark.usefixtures("past_the_page_cache", "many_pieces")
 
 
 @pytest.mark.parametrize("dtype", FORMATS)
@@ -66,10 +53,10 @@ def test_the_same_bits_at_every_setting(
     assert len(shares) > 6
 
 
-def test_turned_between_runs(folder: Path) -> None:
+def test_turned_between_runs(chunked_folder: Path) -> None:
     """Nothing is held that there is no room for, and what cannot be is refused."""
-    least = least_memory(folder, 1)
-    with numpy_bloom.load(folder, memory=EVERYTHING, threads=1) as model:
+    least = least_memory(chunked_folder, 1)
+    with numpy_bloom.load(chunked_folder, memory=EVERYTHING, threads=1) as model:
         expected = answer(model)
         assert model.model.bytes_pinned == model.model.weight_bytes
         model.model.turn(least)
@@ -82,10 +69,10 @@ def test_turned_between_runs(folder: Path) -> None:
         assert [token.id for token in generation] == expected.ids
 
 
-def test_tiles_do_not_depend_on_threads_or_memory(folder: Path) -> None:
+def test_tiles_do_not_depend_on_threads_or_memory(chunked_folder: Path) -> None:
     seen = set()
-    for threads, memory in [(1, EVERYTHING), (2, EVERYTHING), (3, least_memory(folder, 3))]:
-        with numpy_bloom.load(folder, memory=memory, threads=threads) as model:
+    for threads, memory in [(1, EVERYTHING), (2, EVERYTHING), (3, least_memory(chunked_folder, 3))]:
+        with numpy_bloom.load(chunked_folder, memory=memory, threads=threads) as model:
             matrix = model.model.parameters.blocks[1].mlp.dense_4h_to_h.weight
             rows = []
             for tile in matrix.tiles():
@@ -120,10 +107,10 @@ def test_bytes_read(
             assert stats.weight_bytes_read == NEW * per_pass + rows * at_least
 
 
-def test_a_command_tells_what_it_read(folder: Path, command: Command) -> None:
+def test_a_command_tells_what_it_read(chunked_folder: Path, command: Command) -> None:
     """But not of the rows that are looked up on disk, if all else is in memory."""
-    arguments = [TEXT, "--model", folder, "--max-new-tokens", NEW, "--threads", 1]
-    for memory in (least_memory(folder, 1), EVERYTHING):
+    arguments = [TEXT, "--model", chunked_folder, "--max-new-tokens", NEW, "--threads", 1]
+    for memory in (least_memory(chunked_folder, 1), EVERYTHING):
         told = command(generate, *arguments, "--memory", memory).err.splitlines()
         assert (len(told) == 2) == (memory < EVERYTHING)  # with a forecast
         read = bool(re.search(r"; \S+ [KM]B read at \S+ [KMG]B/s; peak", told[-1]))
@@ -152,34 +139,34 @@ def test_tied_embeddings_are_looked_up_in_pinned_chunks(
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_too_small_a_dial(folder: Path, threads: int) -> None:
+def test_too_small_a_dial(chunked_folder: Path, threads: int) -> None:
     """The error comes before anything is read or computed."""
-    least = least_memory(folder, threads)
+    least = least_memory(chunked_folder, threads)
     for memory in (1, 1000, least - 1):
-        with numpy_bloom.load(folder, memory=memory, threads=threads) as model:
+        with numpy_bloom.load(chunked_folder, memory=memory, threads=threads) as model:
             with pytest.raises(NumpyBloomError, match="at least"):
                 model.generate(PROMPT, max_new_tokens=NEW)
             assert (model.model.stream.bytes_read, model.model.stream.bytes_pinned) == (0, 0)
-    with numpy_bloom.load(folder, memory=least, threads=threads) as model:
+    with numpy_bloom.load(chunked_folder, memory=least, threads=threads) as model:
         list(model.generate(PROMPT, max_new_tokens=NEW))
 
 
-def test_the_least_that_is_named_is_enough(folder: Path) -> None:
+def test_the_least_that_is_named_is_enough(chunked_folder: Path) -> None:
     with (
-        numpy_bloom.load(folder, memory=1, threads=1) as model,
+        numpy_bloom.load(chunked_folder, memory=1, threads=1) as model,
         pytest.raises(NumpyBloomError, match="at least") as error,
     ):
         model.generate(PROMPT, max_new_tokens=NEW)
     named = re.search(r"at least ([\d,.]+ ?[KMG]?B)", str(error.value))
     assert named is not None
-    with numpy_bloom.load(folder, memory=named[1].replace(",", ""), threads=1) as model:
+    with numpy_bloom.load(chunked_folder, memory=named[1].replace(",", ""), threads=1) as model:
         assert len(list(model.generate(PROMPT, max_new_tokens=NEW))) == NEW
 
 
-def test_what_a_run_needs_decides_what_is_pinned(folder: Path) -> None:
+def test_what_a_run_needs_decides_what_is_pinned(chunked_folder: Path) -> None:
     """A long prompt takes memory from the weights, and a short one gives it back."""
-    memory, pinned = least_memory(folder, 1) + 20_000, []
-    with numpy_bloom.load(folder, memory=memory, threads=1) as model:
+    memory, pinned = least_memory(chunked_folder, 1) + 20_000, []
+    with numpy_bloom.load(chunked_folder, memory=memory, threads=1) as model:
         for prompt in (PROMPT[:5], PROMPT, PROMPT[:5], PROMPT):
             assert len(list(model.generate(prompt, max_new_tokens=NEW))) == NEW
             pinned.append(model.model.stream.bytes_pinned)
@@ -191,10 +178,10 @@ def test_what_a_run_needs_decides_what_is_pinned(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_interleaved_generators(folder: Path, step: int, threads: int) -> None:
+def test_interleaved_generators(chunked_folder: Path, step: int, threads: int) -> None:
     prompts = [byte_ids("Todos"), byte_ids("la dignidad"), byte_ids("z")]
-    for memory in settings(folder, threads)[::step]:
-        with numpy_bloom.load(folder, memory=memory + 60_000, threads=threads) as model:
+    for memory in settings(chunked_folder, threads)[::step]:
+        with numpy_bloom.load(chunked_folder, memory=memory + 60_000, threads=threads) as model:
             alone = [
                 [token.id for token in model.generate(prompt, max_new_tokens=NEW)]
                 for prompt in prompts
@@ -208,10 +195,10 @@ def test_interleaved_generators(folder: Path, step: int, threads: int) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_leaving_a_generator_half_way(folder: Path, threads: int) -> None:
+def test_leaving_a_generator_half_way(chunked_folder: Path, threads: int) -> None:
     """What it held is free for the next one."""
-    for memory in settings(folder, threads)[:4:3]:
-        with numpy_bloom.load(folder, memory=memory, threads=threads) as model:
+    for memory in settings(chunked_folder, threads)[:4:3]:
+        with numpy_bloom.load(chunked_folder, memory=memory, threads=threads) as model:
             expected = answer(model)
             for count in range(NEW):
                 generator = model.generate(PROMPT, max_new_tokens=NEW)
@@ -221,11 +208,11 @@ def test_leaving_a_generator_half_way(folder: Path, threads: int) -> None:
                 assert answer(model) == expected
 
 
-def test_a_generator_of_a_closed_model(folder: Path) -> None:
+def test_a_generator_of_a_closed_model(chunked_folder: Path) -> None:
     before = thread_names()
-    for memory in settings(folder, 2)[::3]:
+    for memory in settings(chunked_folder, 2)[::3]:
         for count in (0, 2):
-            with numpy_bloom.load(folder, memory=memory + 60_000, threads=2) as model:
+            with numpy_bloom.load(chunked_folder, memory=memory + 60_000, threads=2) as model:
                 generator = model.generate(PROMPT, max_new_tokens=NEW)
                 for _ in range(count):
                     next(generator)
@@ -234,19 +221,19 @@ def test_a_generator_of_a_closed_model(folder: Path) -> None:
             with pytest.raises(NumpyBloomError, match="closed"):
                 model(PROMPT[:3])
     assert thread_names() == before
-    assert open_files(folder) == []
+    assert open_files(chunked_folder) == []
 
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
-def test_nothing_is_left_after_close(folder: Path, threads: int) -> None:
+def test_nothing_is_left_after_close(chunked_folder: Path, threads: int) -> None:
     before = thread_names()
-    for memory in settings(folder, threads):
-        with numpy_bloom.load(folder, memory=memory, threads=threads) as model:
+    for memory in settings(chunked_folder, threads):
+        with numpy_bloom.load(chunked_folder, memory=memory, threads=threads) as model:
             answer(model)
             assert thread_names().count("numpy-bloom-team") == threads - 1
-            assert open_files(folder)
+            assert open_files(chunked_folder)
         assert thread_names() == before
-        assert open_files(folder) == []
+        assert open_files(chunked_folder) == []
 
 
 OTHER_PROCESS = """
@@ -259,13 +246,23 @@ with numpy_bloom.load(sys.argv[1], memory=int(sys.argv[2]), threads=1) as model:
 """
 
 
-def test_two_processes_on_one_folder(folder: Path) -> None:
+def test_two_processes_on_one_folder(chunked_folder: Path) -> None:
     """Turn by turn, and both at once."""
     ids = " ".join(map(str, PROMPT))
-    arguments = [sys.executable, "-c", OTHER_PROCESS, str(folder), "500000000", ids, str(NEW)]
+    arguments = [
+        sys.executable,
+        "-c",
+        OTHER_PROCESS,
+        str(chunked_folder),
+        "500000000",
+        ids,
+        str(NEW),
+    ]
     root = Path(numpy_bloom.__file__).parents[1]
     with (
-        numpy_bloom.load(folder, memory=least_memory(folder, 2), threads=2) as model,
+        numpy_bloom.load(
+            chunked_folder, memory=least_memory(chunked_folder, 2), threads=2
+        ) as model,
         subprocess.Popen(
             arguments, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         ) as other,

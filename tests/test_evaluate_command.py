@@ -5,14 +5,13 @@ import json
 import math
 import random
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from support.checkpoints import Checkpoint
-from support.commands import Command, check_failure
+from support.commands import Command, check_failure, set_stdin
 from support.conversions import converted
 
 import numpy_bloom
@@ -145,12 +144,6 @@ def test_the_demo_model_knows_the_declaration(command: Command, tmp_path: Path) 
 
 
 # --- the text -------------------------------------------------------------------------------------
-
-
-def set_stdin(monkeypatch: pytest.MonkeyPatch, content: bytes | None) -> None:
-    # As it is in a locale without UTF-8.
-    stdin = None if content is None else io.TextIOWrapper(io.BytesIO(content), "ascii")
-    monkeypatch.setattr(sys, "stdin", stdin)
 
 
 def test_text_from_stdin(

@@ -20,19 +20,6 @@ from conversion.export import export
 CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("export")
-    convert(Checkpoint().write(folder / "source"), folder / "model")
-    return folder / "model"
-
-
-@pytest.fixture
-def model(original: Path, tmp_path: Path) -> Path:
-    """The folder of a small model."""
-    return Path(shutil.copytree(original, tmp_path / "model"))
-
-
 @pytest.mark.parametrize(
     ("dtype", "lm_head", "tied", "shards"),
     [
@@ -149,10 +136,10 @@ def test_integers(tmp_path: Path, dtype: str) -> None:
         assert np.abs(values - as_float32(tensor)).max() < 1  # near the original, too
 
 
-def test_metadata_and_readers(tmp_path: Path, model: Path) -> None:
+def test_metadata_and_readers(tmp_path: Path, small_copy: Path) -> None:
     """Our own reader of checkpoints, and what transformers looks for in the header."""
     checkpoint = Checkpoint()
-    export(model, tmp_path / "hf")
+    export(small_copy, tmp_path / "hf")
     assert strip_prefix(open_checkpoint(tmp_path / "hf")).keys() == checkpoint.tensors.keys()
     with (tmp_path / "hf/model.safetensors").open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
@@ -181,8 +168,8 @@ def test_a_shard_is_no_larger_than_it_may_be(
     assert parts[1] == [first, {"h.0"}, {"h.1"}, {"h.2"}, {"h.3"}, last]
 
 
-def test_command(tmp_path: Path, model: Path, command: Command) -> None:
-    result = command(export_command, model, tmp_path / "hf")
+def test_command(tmp_path: Path, small_copy: Path, command: Command) -> None:
+    result = command(export_command, small_copy, tmp_path / "hf")
     assert (result.code, result.out) == (0, "")
     assert result.err.startswith("export: writes 44.2 KB in 1 shards, of ")
     assert exported(tmp_path / "hf")

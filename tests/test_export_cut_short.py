@@ -20,20 +20,6 @@ from conversion import export as export_command
 from conversion.export import export
 from numpy_bloom.errors import NumpyBloomError
 
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("export")
-    convert(Checkpoint().write(folder / "source"), folder / "model")
-    return folder / "model"
-
-
-@pytest.fixture
-def model(original: Path, tmp_path: Path) -> Path:
-    """The folder of a small model."""
-    return Path(shutil.copytree(original, tmp_path / "model"))
-
-
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
@@ -49,7 +35,7 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 )
 def test_interruptions(
     tmp_path: Path,
-    model: Path,
+    small_copy: Path,
     monkeypatch: pytest.MonkeyPatch,
     owner: Any,
     name: str,
@@ -59,14 +45,14 @@ def test_interruptions(
     """Wherever it ends there is no such folder; the next run makes what an undisturbed one makes,
     and writes no complete shard again."""
     several(monkeypatch)
-    export(model, tmp_path / "hf")
+    export(small_copy, tmp_path / "hf")
     expected = snapshot(tmp_path / "hf")
     shutil.rmtree(tmp_path / "hf")
     with monkeypatch.context() as patch:
         patch.setattr(direct, "BUFFER_BYTES", 4096)  # so that a shard needs several
         patch.setattr(owner, name, failing(getattr(owner, name), call, error))
         with pytest.raises((NumpyBloomError, KeyboardInterrupt)):
-            export(model, tmp_path / "hf")
+            export(small_copy, tmp_path / "hf")
     assert not (tmp_path / "hf").exists()
     partial = tmp_path / "hf.partial"
     left = list(partial.glob("*.safetensors")) if partial.exists() else []
@@ -74,56 +60,56 @@ def test_interruptions(
     journal = tmp_path / "hf.partial.json"
     noted = json.loads(journal.read_text())["files"] if journal.exists() else {}
     times = {name: (partial / name).stat().st_mtime_ns for name in noted}
-    export(model, tmp_path / "hf")
+    export(small_copy, tmp_path / "hf")
     assert snapshot(tmp_path / "hf") == expected
     assert {name: (tmp_path / "hf" / name).stat().st_mtime_ns for name in noted} == times
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "model"]
 
 
 def test_what_was_begun_of_another_model(
-    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, small_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a model that has been converted again meanwhile, or cut into other shards, none stays."""
     several(monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", failing(os.fsync, 14, KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
-            export(model, tmp_path / "hf")
+            export(small_copy, tmp_path / "hf")
     assert list((tmp_path / "hf.partial").glob("*.safetensors"))
     shutil.copytree(tmp_path / "hf.partial", tmp_path / "copy.partial")
     shutil.copy(tmp_path / "hf.partial.json", tmp_path / "copy.partial.json")
     monkeypatch.setattr(export_command, "SHARD_BYTES", 2 * SMALL)
-    export(model, tmp_path / "hf")
+    export(small_copy, tmp_path / "hf")
     exported(tmp_path / "hf")
     monkeypatch.setattr(export_command, "SHARD_BYTES", SMALL)
     changed = Checkpoint(seed=1)
-    convert(changed.write(tmp_path / "source"), model, overwrite=True)
-    export(model, tmp_path / "copy")
+    convert(changed.write(tmp_path / "source"), small_copy, overwrite=True)
+    export(small_copy, tmp_path / "copy")
     for name, (_, values) in exported(tmp_path / "copy").items():
         np.testing.assert_array_equal(values, changed.tensors[name.removeprefix("transformer.")])
 
 
 @pytest.mark.parametrize("kind", ["folder", "file", "model"])
-def test_what_exists_is_kept(tmp_path: Path, model: Path, command: Command, kind: str) -> None:
+def test_what_exists_is_kept(tmp_path: Path, small_copy: Path, command: Command, kind: str) -> None:
     hf_folder = tmp_path / ("model" if kind == "model" else "hf")
     if kind == "folder":
         hf_folder.mkdir()
     elif kind == "file":
         hf_folder.write_text("mine")
     before = snapshot(tmp_path)
-    result = command(export_command, model, hf_folder)
+    result = command(export_command, small_copy, hf_folder)
     check_failure(result, "export", f"{hf_folder} exists; choose another folder")
     assert snapshot(tmp_path) == before
 
 
-def test_damaged_models(tmp_path: Path, model: Path) -> None:
+def test_damaged_models(tmp_path: Path, small_copy: Path) -> None:
     """One bit in any file: nothing is written under the name, and complete shards stay complete."""
-    for name in snapshot(model).keys() - {"manifest.json"}:
-        path = model / name
+    for name in snapshot(small_copy).keys() - {"manifest.json"}:
+        path = small_copy / name
         content = path.read_bytes()
         path.write_bytes(content[:-2] + bytes([content[-2] ^ 1]) + content[-1:])
         with pytest.raises(NumpyBloomError) as error:
-            export(model, tmp_path / "hf")
+            export(small_copy, tmp_path / "hf")
         if name != "config.json":  # which may be no JSON any more
             assert str(error.value) == (
                 f"{path} is not as it was written; for a way out: "
@@ -144,7 +130,7 @@ def test_no_model(tmp_path: Path, command: Command) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
-def test_little_disk(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_little_disk(tmp_path: Path, small_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Told before the first byte: what an export takes must fit, to the byte."""
     checkpoint = Checkpoint()
     needed = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
@@ -153,7 +139,7 @@ def test_little_disk(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(
         NumpyBloomError, match=r"free, expected 1 B more; free some, or choose another folder"
     ):
-        export(model, tmp_path / "hf")
+        export(small_copy, tmp_path / "hf")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(needed, 0, needed))
-    export(model, tmp_path / "hf")
+    export(small_copy, tmp_path / "hf")

@@ -10,23 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.dials import NEW, PROMPT, answer, in_many_pieces, model_folder, settings
+from support.dials import NEW, PROMPT, answer, model_folder, settings
 from support.interruptions import Faults, Interrupt
-from support.threads import no_deadlock, open_files, thread_names
+from support.threads import open_files, thread_names
 
 import numpy_bloom
 from numpy_bloom.bloom import Bloom
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.weights import linear
 
+pytestmark = pytest.mark.usefixtures("many_pieces")
+
 WEIGHTS = list(Path(linear.__file__).parent.rglob("*.py"))
-
-
-@pytest.fixture(autouse=True)
-def many_pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    in_many_pieces(monkeypatch)
-    with no_deadlock(240):
-        yield
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """A text by windows: every token is scored once, and passes keep within the dial."""
 
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +8,8 @@ import numpy as np
 import pytest
 from support.checkpoints import Checkpoint
 from support.conversions import converted
-from support.dials import EVERYTHING, in_many_pieces, model_folder
+from support.dials import EVERYTHING
 from support.scores import IDS, TOLERANCE, from_logits, least_memory
-from support.threads import no_deadlock
 
 import numpy_bloom
 from numpy_bloom.bloom import Bloom
@@ -19,23 +17,7 @@ from numpy_bloom.errors import NumpyBloomError, OptionError
 from numpy_bloom.model.model import Model
 from numpy_bloom.perplexity import PASS_TOKENS, WINDOW, Windows, score_windows, windows_per_pass
 
-
-@pytest.fixture(autouse=True)
-def many_pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    in_many_pieces(monkeypatch)
-    with no_deadlock(120):
-        yield
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return model_folder(tmp_path_factory.mktemp("score"))
-
-
-@pytest.fixture
-def model(folder: Path) -> Iterator[Bloom]:
-    with numpy_bloom.load(folder, threads=2) as model:
-        yield model
+pytestmark = pytest.mark.usefixtures("many_pieces")
 
 
 def test_windows_score_every_token_once() -> None:
@@ -90,11 +72,11 @@ def test_texts_that_are_too_short(tokens: int) -> None:
 
 
 @pytest.mark.parametrize(("size", "stride"), [(2, 1), (8, 3), (20, 19), (30, None), (200, None)])
-def test_scores_by_windows(model: Bloom, size: int, stride: int | None) -> None:
+def test_scores_by_windows(chunked_model: Bloom, size: int, stride: int | None) -> None:
     windows = Windows(len(IDS), size, stride)
-    expected = [from_logits(model, IDS[begin:end])[-n:] for begin, end, n in windows]
+    expected = [from_logits(chunked_model, IDS[begin:end])[-n:] for begin, end, n in windows]
     for together in (1, 2, 100):
-        passes = list(score_windows(model.model, IDS, windows, together))
+        passes = list(score_windows(chunked_model.model, IDS, windows, together))
         assert len(passes) == -(-len(windows) // together)
         assert np.abs(np.concatenate(passes) - np.concatenate(expected)).max() < TOLERANCE
 
@@ -105,14 +87,14 @@ def activations(model: Model, windows: Windows, count: int) -> int:
     return model.working_bytes(count * context, context, target_rows=targets)
 
 
-def test_windows_in_a_pass(folder: Path) -> None:
+def test_windows_in_a_pass(chunked_folder: Path) -> None:
     """As many as the dial allows: first activations and weights halve what is left, then all
     weights stay in memory, and at last all windows go in one pass."""
     windows = Windows(len(IDS), 8)
-    least, nbytes = least_memory(folder, 1, [windows.size - 1])
+    least, nbytes = least_memory(chunked_folder, 1, [windows.size - 1])
     chosen: list[int] = []
     for memory in [least, *range(least + 1, least + 2 * nbytes, nbytes // 20), EVERYTHING]:
-        with numpy_bloom.load(folder, memory=memory, threads=1) as opened:
+        with numpy_bloom.load(chunked_folder, memory=memory, threads=1) as opened:
             model = opened.model
             stream = model.stream
             together = windows_per_pass(model, windows)
@@ -136,10 +118,10 @@ def test_windows_in_a_pass(folder: Path) -> None:
     assert len(set(chosen)) > 3
 
 
-def test_a_pass_has_a_limit(model: Bloom) -> None:
-    assert windows_per_pass(model.model, Windows(10**6, 1025)) == PASS_TOKENS // 1024
-    assert windows_per_pass(model.model, Windows(10**6, PASS_TOKENS)) == 1
-    assert windows_per_pass(model.model, Windows(10**6, 2 * PASS_TOKENS)) == 1
+def test_a_pass_has_a_limit(chunked_model: Bloom) -> None:
+    assert windows_per_pass(chunked_model.model, Windows(10**6, 1025)) == PASS_TOKENS // 1024
+    assert windows_per_pass(chunked_model.model, Windows(10**6, PASS_TOKENS)) == 1
+    assert windows_per_pass(chunked_model.model, Windows(10**6, 2 * PASS_TOKENS)) == 1
 
 
 def test_damaged_weights(tmp_path: Path) -> None:

@@ -1,18 +1,15 @@
 """Texts that are kept in a file: what a later run with the same beginning takes over."""
 
 import tracemalloc
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from support.checkpoints import Checkpoint
-from support.conversions import converted
 from support.dials import EVERYTHING, in_many_pieces, least_memory, model_folder
 from support.dials import NEW as FEW
 from support.dials import PROMPT as LONG
-from support.keeping import ENDLESS, count_fed, ids_of, said
+from support.keeping import ids_of, said
 
 import numpy_bloom
 from numpy_bloom.bloom import Bloom
@@ -25,38 +22,25 @@ PROMPT = LONG[:9]
 NEW = 12
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bloom]:
-    checkpoint = Checkpoint(heads=3, hidden=24, **ENDLESS)
-    with numpy_bloom.load(converted(checkpoint, tmp_path_factory.mktemp("kept"))) as model:
-        yield model
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    return tmp_path / "text"
-
-
-@pytest.fixture
-def fed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many tokens each pass takes in."""
-    return count_fed(monkeypatch)
-
-
-def test_a_file_changes_nothing(model: Bloom, file: Path) -> None:
-    expected = said(model.generate(PROMPT, max_new_tokens=NEW))
-    assert said(model.generate(PROMPT, max_new_tokens=NEW, prompt_cache=file)) == expected
+def test_a_file_changes_nothing(endless_model: Bloom, text_file: Path) -> None:
+    expected = said(endless_model.generate(PROMPT, max_new_tokens=NEW))
+    assert (
+        said(endless_model.generate(PROMPT, max_new_tokens=NEW, prompt_cache=text_file)) == expected
+    )
 
 
 def test_a_second_run_computes_the_new_tokens_only(
-    model: Bloom, file: Path, fed: list[int]
+    endless_model: Bloom, text_file: Path, fed: list[int]
 ) -> None:
-    expected = ids_of(model.generate(PROMPT, max_new_tokens=NEW))
+    expected = ids_of(endless_model.generate(PROMPT, max_new_tokens=NEW))
     del fed[:]
-    list(model.generate(PROMPT, max_new_tokens=3, prompt_cache=file))
+    list(endless_model.generate(PROMPT, max_new_tokens=3, prompt_cache=text_file))
     assert fed == [len(PROMPT), 1, 1]
     del fed[:]
-    assert ids_of(model.generate(PROMPT, max_new_tokens=NEW, prompt_cache=str(file))) == expected
+    assert (
+        ids_of(endless_model.generate(PROMPT, max_new_tokens=NEW, prompt_cache=str(text_file)))
+        == expected
+    )
     assert fed == [1] * NEW
 
 
@@ -73,99 +57,116 @@ COMMON = [
 
 @pytest.mark.parametrize(("_name", "prompt", "common"), COMMON)
 def test_the_longest_common_beginning(
-    model: Bloom, file: Path, fed: list[int], _name: str, prompt: list[int], common: int
+    endless_model: Bloom,
+    text_file: Path,
+    fed: list[int],
+    _name: str,
+    prompt: list[int],
+    common: int,
 ) -> None:
-    expected = ids_of(model.generate(prompt, max_new_tokens=NEW))
-    list(model.generate(PROMPT, max_new_tokens=1, prompt_cache=file))
+    expected = ids_of(endless_model.generate(prompt, max_new_tokens=NEW))
+    list(endless_model.generate(PROMPT, max_new_tokens=1, prompt_cache=text_file))
     del fed[:]
-    assert ids_of(model.generate(prompt, max_new_tokens=NEW, prompt_cache=file)) == expected
+    assert (
+        ids_of(endless_model.generate(prompt, max_new_tokens=NEW, prompt_cache=text_file))
+        == expected
+    )
     assert fed[0] == len(prompt) - common
-    assert load_file(file)["tokens"][:, 0].tolist() == prompt + expected  # and no longer the first
+    assert (
+        load_file(text_file)["tokens"][:, 0].tolist() == prompt + expected
+    )  # and no longer the first
 
 
-def test_new_tokens_belong_to_what_is_common(model: Bloom, file: Path, fed: list[int]) -> None:
+def test_new_tokens_belong_to_what_is_common(
+    endless_model: Bloom, text_file: Path, fed: list[int]
+) -> None:
     """A conversation: each prompt is the text so far and something more."""
-    first = ids_of(model.generate(PROMPT, max_new_tokens=NEW, prompt_cache=file))
+    first = ids_of(endless_model.generate(PROMPT, max_new_tokens=NEW, prompt_cache=text_file))
     prompt = PROMPT + first + OTHER
-    expected = ids_of(model.generate(prompt, max_new_tokens=NEW))
+    expected = ids_of(endless_model.generate(prompt, max_new_tokens=NEW))
     del fed[:]
-    assert ids_of(model.generate(prompt, max_new_tokens=NEW, prompt_cache=file)) == expected
+    assert (
+        ids_of(endless_model.generate(prompt, max_new_tokens=NEW, prompt_cache=text_file))
+        == expected
+    )
     assert fed[0] == 1 + len(OTHER)  # the last new token was not fed back
 
 
 def test_an_interrupted_text_is_taken_over_as_well(
-    model: Bloom, file: Path, fed: list[int]
+    endless_model: Bloom, text_file: Path, fed: list[int]
 ) -> None:
-    generation = model.generate(PROMPT, max_new_tokens=NEW, prompt_cache=file)
+    generation = endless_model.generate(PROMPT, max_new_tokens=NEW, prompt_cache=text_file)
     first = [next(generation).id for _ in range(3)]
     del fed[:]
-    list(model.generate(PROMPT + first + OTHER, max_new_tokens=1, prompt_cache=file))
+    list(endless_model.generate(PROMPT + first + OTHER, max_new_tokens=1, prompt_cache=text_file))
     assert fed == [1 + len(OTHER)]
 
 
-def test_what_lies_in_the_file(model: Bloom, file: Path) -> None:
-    new = said(model.generate(PROMPT, max_new_tokens=NEW, prompt_cache=file))
-    arrays = load_file(file)
+def test_what_lies_in_the_file(endless_model: Bloom, text_file: Path) -> None:
+    new = said(endless_model.generate(PROMPT, max_new_tokens=NEW, prompt_cache=text_file))
+    arrays = load_file(text_file)
     text = PROMPT + [token_id for token_id, _, _ in new]
     assert arrays["tokens"][:, 0].tolist() == text
     logprobs = arrays["tokens"][:, 1].view(np.float64)
     assert logprobs.tolist() == [0.0] * len(PROMPT) + [logprob for _, logprob, _ in new]
-    (cache,) = model.model.prepare(Needs([len(text)], pass_tokens=len(text), logit_rows=1))
-    model.model.run([np.array(text[:-1])], [cache])
+    (cache,) = endless_model.model.prepare(Needs([len(text)], pass_tokens=len(text), logit_rows=1))
+    endless_model.model.run([np.array(text[:-1])], [cache])
     for place in range(len(text) - 1):
         np.testing.assert_allclose(arrays["keys_values"][place], cache.token(place), atol=1e-5)
     assert not arrays["keys_values"][-1].any()
 
 
-def test_streamed(tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streamed(tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No more than one pass of weights is read before the first token."""
     in_many_pieces(monkeypatch)
     folder = model_folder(tmp_path)
     with numpy_bloom.load(folder, memory=least_memory(folder, 1), threads=1) as model:
-        expected = ids_of(model.generate(LONG, max_new_tokens=FEW, prompt_cache=file))
-        generation = model.generate(LONG, max_new_tokens=FEW, prompt_cache=file)
+        expected = ids_of(model.generate(LONG, max_new_tokens=FEW, prompt_cache=text_file))
+        generation = model.generate(LONG, max_new_tokens=FEW, prompt_cache=text_file)
         first = next(generation)
         assert 0 < generation.stats.weight_bytes_read <= model.model.stream.nbytes
         assert [first.id, *ids_of(generation)] == expected
 
 
 def test_a_kept_prompt_needs_no_memory_for_a_pass_over_it(
-    tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_many_pieces(monkeypatch)
     folder, prompt = model_folder(tmp_path), LONG * 10
     with numpy_bloom.load(folder, memory=EVERYTHING, threads=1) as model:
-        list(model.generate(prompt, max_new_tokens=1, prompt_cache=file))
+        list(model.generate(prompt, max_new_tokens=1, prompt_cache=text_file))
         needed = model.model.memory_for_all
-        list(model.generate(prompt, max_new_tokens=1, prompt_cache=file))
+        list(model.generate(prompt, max_new_tokens=1, prompt_cache=text_file))
         assert model.model.memory_for_all < needed - 100_000
 
 
-def test_reading_takes_the_memory_of_a_token(model: Bloom, file: Path) -> None:
+def test_reading_takes_the_memory_of_a_token(endless_model: Bloom, text_file: Path) -> None:
     prompt = PROMPT * 100
-    list(model.generate(prompt, max_new_tokens=1, prompt_cache=file))
-    cache = KVCache(model.config, len(prompt))
-    kept = PromptCacheFile.open(file, write=False, ignore_damaged=False)
+    list(endless_model.generate(prompt, max_new_tokens=1, prompt_cache=text_file))
+    cache = KVCache(endless_model.config, len(prompt))
+    kept = PromptCacheFile.open(text_file, write=False, ignore_damaged=False)
     tracemalloc.start()
     kept.load(cache, len(prompt) - 1, ignore_damaged=False)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert cache.length == len(prompt) - 1
-    assert peak < 4 * KVCache.nbytes(model.config, 1) + 10_000
+    assert peak < 4 * KVCache.nbytes(endless_model.config, 1) + 10_000
 
 
-def test_one_text_only(model: Bloom, file: Path) -> None:
+def test_one_text_only(endless_model: Bloom, text_file: Path) -> None:
     with pytest.raises(OptionError, match="prompt_cache is for one text, there are 2"):
-        model.generate_batch([PROMPT, PROMPT], prompt_cache=file)
+        endless_model.generate_batch([PROMPT, PROMPT], prompt_cache=text_file)
     with pytest.raises(OptionError, match="prompt_cache is for one text, there are 3"):
-        model.generate_batch([PROMPT], num_samples=3, temperature=1.0, prompt_cache=file)
-    assert not file.exists()
+        endless_model.generate_batch(
+            [PROMPT], num_samples=3, temperature=1.0, prompt_cache=text_file
+        )
+    assert not text_file.exists()
 
 
-def test_a_link_stays_a_link(model: Bloom, tmp_path: Path) -> None:
+def test_a_link_stays_a_link(endless_model: Bloom, tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "text")
-    list(model.generate(PROMPT, max_new_tokens=2, prompt_cache=link))
+    list(endless_model.generate(PROMPT, max_new_tokens=2, prompt_cache=link))
     assert link.is_symlink()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "text"]
-    assert len(model.resume(link).token_ids) == 2
+    assert len(endless_model.resume(link).token_ids) == 2

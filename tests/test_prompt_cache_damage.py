@@ -2,50 +2,16 @@
 
 import json
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from support.checkpoints import Checkpoint, byte_ids
-from support.conversions import converted
-from support.keeping import TINY, cut_off, ids_of
+from support.keeping import BEGUN, NEW, PROMPT, again, ids_of
 
-import numpy_bloom
 from numpy_bloom.bloom import Bloom
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.generation import prompt_cache_layout
-
-PROMPT = byte_ids("Todos los")
-NEW, BEGUN = 8, 5
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return converted(Checkpoint(**TINY), tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> Iterator[Bloom]:
-    with numpy_bloom.load(folder, threads=1) as model:
-        yield model
-
-
-@pytest.fixture(scope="module")
-def text(model: Bloom) -> list[int]:
-    return ids_of(model.generate(PROMPT, max_new_tokens=NEW))
-
-
-@pytest.fixture
-def file(model: Bloom, tmp_path: Path) -> Path:
-    """A text that was cut off."""
-    cut_off(model, tmp_path / "text", PROMPT, BEGUN, max_new_tokens=NEW)
-    return tmp_path / "text"
-
-
-def again(model: Bloom, file: Path, **options: Any) -> list[int]:
-    return ids_of(model.generate(PROMPT, max_new_tokens=NEW, prompt_cache=file, **options))
 
 
 def told(model: Bloom, file: Path, what: str) -> None:
@@ -69,82 +35,86 @@ def flips(content: bytes) -> list[int]:
     return [*range(end), *range(end, start, 97), *range(start, len(content), 3)]
 
 
-def test_a_flipped_bit(model: Bloom, file: Path, text: list[int], step: int) -> None:
+def test_a_flipped_bit(
+    tiny_model: Bloom, begun_file: Path, tiny_text: list[int], step: int
+) -> None:
     """Anywhere: it is refused, or it is where nobody reads."""
-    whole = file.read_bytes()
+    whole = begun_file.read_bytes()
     refused = passed = 0
     for place in flips(whole)[::step]:
         content = bytearray(whole)
         content[place] ^= 1 << place % 8
-        file.write_bytes(content)
+        begun_file.write_bytes(content)
         try:
-            assert ids_of(model.resume(file)) == text
+            assert ids_of(tiny_model.resume(begun_file)) == tiny_text
             passed += 1
         except NumpyBloomError as error:
             refused += 1
-            assert str(error).startswith(f"{file} is")
+            assert str(error).startswith(f"{begun_file} is")
     slab = 2 * 2 * 8 * 4
     unread = (NEW - BEGUN + 1) * (slab + 8) + (NEW - BEGUN) * 32  # they are written first
     assert unread / 3 - 20 < passed * step <= unread / 3 + 20
     assert refused * step > 1000
 
 
-def test_a_flipped_bit_is_ignored(model: Bloom, file: Path, text: list[int], step: int) -> None:
+def test_a_flipped_bit_is_ignored(
+    tiny_model: Bloom, begun_file: Path, tiny_text: list[int], step: int
+) -> None:
     """If that is asked for. A text cannot go on whose prompt is damaged, but it can begin."""
-    whole = file.read_bytes()
+    whole = begun_file.read_bytes()
     random.seed(0)
     resumed = 0
     for place in random.sample(flips(whole), 120 // step):
         content = bytearray(whole)
         content[place] ^= 1 << place % 8
-        file.write_bytes(content)
+        begun_file.write_bytes(content)
         try:
-            assert ids_of(model.resume(file, ignore_damaged_cache=True)) == text
-            assert again(model, file) == text  # and now it is whole
+            assert ids_of(tiny_model.resume(begun_file, ignore_damaged_cache=True)) == tiny_text
+            assert again(tiny_model, begun_file) == tiny_text  # and now it is whole
             resumed += 1
         except NumpyBloomError as error:
-            assert str(error).startswith(f"{file} is")
-        file.write_bytes(content)
+            assert str(error).startswith(f"{begun_file} is")
+        begun_file.write_bytes(content)
         try:
-            assert again(model, file, ignore_damaged_cache=True) == text
-            assert again(model, file) == text
+            assert again(tiny_model, begun_file, ignore_damaged_cache=True) == tiny_text
+            assert again(tiny_model, begun_file) == tiny_text
         except NumpyBloomError as error:
             assert "is no 'numpy-bloom kept text 1'; choose another file" in str(error)
-            file.write_bytes(whole)
+            begun_file.write_bytes(whole)
     assert resumed > 60 // step
 
 
-def test_what_is_damaged_is_cleared(model: Bloom, file: Path) -> None:
+def test_what_is_damaged_is_cleared(tiny_model: Bloom, begun_file: Path) -> None:
     """Records beyond the damage may not be taken for those of a text that went another way."""
-    content = bytearray(file.read_bytes())
+    content = bytearray(begun_file.read_bytes())
     start = 8 + int.from_bytes(content[:8], "little")
     first, after = start + 32 * (len(PROMPT) + 2), start + 32 * (len(PROMPT) + NEW)
     assert any(content[first + 32 : after])
     content[first] ^= 1
-    file.write_bytes(content)
-    resumed = model.resume(file, ignore_damaged_cache=True)
+    begun_file.write_bytes(content)
+    resumed = tiny_model.resume(begun_file, ignore_damaged_cache=True)
     assert len(resumed.token_ids) == 2
-    assert file.read_bytes() == content[:first] + bytes(after - first) + content[after:]
+    assert begun_file.read_bytes() == content[:first] + bytes(after - first) + content[after:]
 
 
-def test_truncated(model: Bloom, file: Path, text: list[int]) -> None:
-    whole = file.read_bytes()
+def test_truncated(tiny_model: Bloom, begun_file: Path, tiny_text: list[int]) -> None:
+    whole = begun_file.read_bytes()
     start = 8 + int.from_bytes(whole[:8], "little")
     for length in [*range(20), *range(20, start, 331), *range(start, len(whole), 7)]:
-        file.write_bytes(whole[:length])
-        told(model, file, "")
-    file.write_bytes(whole + b"\0")
-    told(model, file, f"it has {len(whole) + 1:,} bytes, expected {len(whole):,}")
-    file.write_bytes(whole[:5000])
-    assert again(model, file, ignore_damaged_cache=True) == text
-    assert again(model, file) == text
+        begun_file.write_bytes(whole[:length])
+        told(tiny_model, begun_file, "")
+    begun_file.write_bytes(whole + b"\0")
+    told(tiny_model, begun_file, f"it has {len(whole) + 1:,} bytes, expected {len(whole):,}")
+    begun_file.write_bytes(whole[:5000])
+    assert again(tiny_model, begun_file, ignore_damaged_cache=True) == tiny_text
+    assert again(tiny_model, begun_file) == tiny_text
 
 
-def test_garbage(model: Bloom, file: Path, text: list[int]) -> None:
+def test_garbage(tiny_model: Bloom, begun_file: Path, tiny_text: list[int]) -> None:
     random.seed(1)
     for length in (0, 1, 8, 9, 100, 10_000):
-        file.write_bytes(random.randbytes(length))
-        told(model, file, "")
+        begun_file.write_bytes(random.randbytes(length))
+        told(tiny_model, begun_file, "")
     for content in (
         b"{",
         b"[]",
@@ -154,9 +124,9 @@ def test_garbage(model: Bloom, file: Path, text: list[int]) -> None:
         b"\xff",
         b"9" * 9999,
     ):
-        file.write_bytes(len(content).to_bytes(8, "little") + content)
-        told(model, file, "its header is wrong")
-    assert again(model, file, ignore_damaged_cache=True) == text
+        begun_file.write_bytes(len(content).to_bytes(8, "little") + content)
+        told(tiny_model, begun_file, "its header is wrong")
+    assert again(tiny_model, begun_file, ignore_damaged_cache=True) == tiny_text
 
 
 def edited(file: Path, edit: Any) -> None:
@@ -192,25 +162,25 @@ def resized(header: dict[str, Any], shape: list[Any]) -> None:
         ([17, 2, 2, 2, 4.0], "keys and values have shape"),
     ],
 )
-def test_sizes_that_lie(model: Bloom, file: Path, shape: list[Any], what: str) -> None:
-    edited(file, lambda header: resized(header, shape))
-    told(model, file, what)
+def test_sizes_that_lie(tiny_model: Bloom, begun_file: Path, shape: list[Any], what: str) -> None:
+    edited(begun_file, lambda header: resized(header, shape))
+    told(tiny_model, begun_file, what)
 
 
-def test_options_that_were_edited(model: Bloom, file: Path) -> None:
+def test_options_that_were_edited(tiny_model: Bloom, begun_file: Path) -> None:
     def edit(header: dict[str, Any]) -> None:
         about = json.loads(header["__metadata__"]["about"])
         about["settings"]["temperature"] = 2.0
         header["__metadata__"]["about"] = json.dumps(about)
 
-    edited(file, edit)
-    told(model, file, "its header or its first token is wrong")
+    edited(begun_file, edit)
+    told(tiny_model, begun_file, "its header or its first token is wrong")
 
 
-def test_records_of_another_kind(model: Bloom, file: Path) -> None:
+def test_records_of_another_kind(tiny_model: Bloom, begun_file: Path) -> None:
     """Written by hand, with checksums that agree: an id that is no token."""
     kept = prompt_cache_layout
-    content = bytearray(file.read_bytes())
+    content = bytearray(begun_file.read_bytes())
     start = 8 + int.from_bytes(content[:8], "little")
     check = kept.checksum_of(content[:start], 0)
     for place in range(len(PROMPT) + 1):
@@ -219,6 +189,6 @@ def test_records_of_another_kind(model: Bloom, file: Path) -> None:
         check = kept.checksum_of(record, check)
         at = start + 32 * place
         content[at : at + 32] = record + check.to_bytes(8, "little")
-    file.write_bytes(content)
+    begun_file.write_bytes(content)
     with pytest.raises(NumpyBloomError, match="token id 999 is out of range"):
-        model.resume(file, ignore_damaged_cache=True)
+        tiny_model.resume(begun_file, ignore_damaged_cache=True)

@@ -2,49 +2,17 @@
 
 import errno
 import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from support.checkpoints import Checkpoint, byte_ids, write_safetensors
+from support.checkpoints import Checkpoint, write_safetensors
 from support.conversions import converted, failing
-from support.keeping import TINY, cut_off, ids_of
+from support.keeping import NEW, PROMPT, TINY, again, ids_of
 
 import numpy_bloom
 from numpy_bloom.bloom import Bloom
 from numpy_bloom.errors import NumpyBloomError
-
-PROMPT = byte_ids("Todos los")
-NEW, BEGUN = 8, 5
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return converted(Checkpoint(**TINY), tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> Iterator[Bloom]:
-    with numpy_bloom.load(folder, threads=1) as model:
-        yield model
-
-
-@pytest.fixture(scope="module")
-def text(model: Bloom) -> list[int]:
-    return ids_of(model.generate(PROMPT, max_new_tokens=NEW))
-
-
-@pytest.fixture
-def file(model: Bloom, tmp_path: Path) -> Path:
-    """A text that was cut off."""
-    cut_off(model, tmp_path / "text", PROMPT, BEGUN, max_new_tokens=NEW)
-    return tmp_path / "text"
-
-
-def again(model: Bloom, file: Path, **options: Any) -> list[int]:
-    return ids_of(model.generate(PROMPT, max_new_tokens=NEW, prompt_cache=file, **options))
 
 
 @pytest.mark.parametrize(
@@ -61,45 +29,53 @@ def again(model: Bloom, file: Path, **options: Any) -> list[int]:
     ],
 )
 def test_another_model(
-    file: Path, tmp_path: Path, checkpoint: Checkpoint, dtype: str, differs: str
+    begun_file: Path, tmp_path: Path, checkpoint: Checkpoint, dtype: str, differs: str
 ) -> None:
-    content = file.read_bytes()
+    content = begun_file.read_bytes()
     with numpy_bloom.load(converted(checkpoint, tmp_path / "other", dtype)) as other:
         for ignore in (False, True):
             with pytest.raises(NumpyBloomError) as error:
-                again(other, file, ignore_damaged_cache=ignore)
-            assert f"{file} was written with another model: " in str(error.value)
+                again(other, begun_file, ignore_damaged_cache=ignore)
+            assert f"{begun_file} was written with another model: " in str(error.value)
             assert differs in str(error.value)
             with pytest.raises(NumpyBloomError, match="was written with another model"):
-                other.resume(file, ignore_damaged_cache=ignore)
-    assert file.read_bytes() == content
+                other.resume(begun_file, ignore_damaged_cache=ignore)
+    assert begun_file.read_bytes() == content
 
 
-def test_the_same_model_elsewhere(file: Path, tmp_path: Path, text: list[int]) -> None:
+def test_the_same_model_elsewhere(begun_file: Path, tmp_path: Path, tiny_text: list[int]) -> None:
     with numpy_bloom.load(converted(Checkpoint(**TINY), tmp_path / "again")) as model:
-        assert ids_of(model.resume(file)) == text
+        assert ids_of(model.resume(begun_file)) == tiny_text
 
 
-def test_files_that_are_something_else(model: Bloom, folder: Path, tmp_path: Path) -> None:
+def test_files_that_are_something_else(
+    tiny_model: Bloom, tiny_folder: Path, tmp_path: Path
+) -> None:
     """They are never replaced."""
     weights = tmp_path / "weights"
     write_safetensors(weights, {"a": np.zeros(3, dtype=np.float32)})
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
-    for path in (weights, folder / "block_000.safetensors", folder, fifo, Path(os.devnull)):
+    for path in (
+        weights,
+        tiny_folder / "block_000.safetensors",
+        tiny_folder,
+        fifo,
+        Path(os.devnull),
+    ):
         for ignore in (False, True):
             with pytest.raises(NumpyBloomError, match=rf"^{path} is no .*; choose another"):
-                again(model, path, ignore_damaged_cache=ignore)
+                again(tiny_model, path, ignore_damaged_cache=ignore)
             with pytest.raises(NumpyBloomError, match=rf"^{path} is no .*; choose another"):
-                model.resume(path, ignore_damaged_cache=ignore)
+                tiny_model.resume(path, ignore_damaged_cache=ignore)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fifo", "weights"]
 
 
-def test_no_file(model: Bloom, tmp_path: Path) -> None:
+def test_no_file(tiny_model: Bloom, tmp_path: Path) -> None:
     with pytest.raises(NumpyBloomError, match=r"cannot read .*nothing: No such file or directory$"):
-        model.resume(tmp_path / "nothing")
+        tiny_model.resume(tmp_path / "nothing")
     with pytest.raises(NumpyBloomError, match=r"cannot write .*text.partial: No such file or dir"):
-        again(model, tmp_path / "nowhere" / "text")
+        again(tiny_model, tmp_path / "nowhere" / "text")
 
 
 # --- disks ----------------------------------------------------------------------------------------
@@ -109,14 +85,18 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 @pytest.mark.parametrize("call", range(1, 35))
 def test_full_disk(
-    model: Bloom, tmp_path: Path, text: list[int], monkeypatch: pytest.MonkeyPatch, call: int
+    tiny_model: Bloom,
+    tmp_path: Path,
+    tiny_text: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    call: int,
 ) -> None:
     """At any write: what is in the file goes on there, what was given out stays."""
     path = tmp_path / "text"
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", failing(os.pwrite, call, FULL))
         try:
-            generation = model.generate(PROMPT, max_new_tokens=NEW, prompt_cache=path)
+            generation = tiny_model.generate(PROMPT, max_new_tokens=NEW, prompt_cache=path)
         except NumpyBloomError as error:
             assert str(error).startswith(f"cannot write {path}")
             assert list(tmp_path.iterdir()) == []
@@ -130,22 +110,24 @@ def test_full_disk(
             "room, and resume it"
         )
     content = path.read_bytes()
-    resumed = model.resume(path)
+    resumed = tiny_model.resume(path)
     assert len(resumed.token_ids) >= len(got)
-    assert ids_of(resumed) == text
+    assert ids_of(resumed) == tiny_text
     path.write_bytes(content)
-    assert got + ids_of(generation) == text
+    assert got + ids_of(generation) == tiny_text
     if len(got) < NEW - 1:
-        assert ids_of(model.resume(path)) == text
+        assert ids_of(tiny_model.resume(path)) == tiny_text
 
 
 def test_unreadable_keys_and_values(
-    model: Bloom, file: Path, text: list[int], monkeypatch: pytest.MonkeyPatch
+    tiny_model: Bloom, begun_file: Path, tiny_text: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for call in range(1, 20):
         with monkeypatch.context() as patch:
             error = OSError(errno.EIO, os.strerror(errno.EIO))
             patch.setattr(os, "preadv", failing(os.preadv, call, error))
-            with pytest.raises(NumpyBloomError, match=rf"^cannot read {file}: Input/output error"):
-                model.resume(file)
-    assert ids_of(model.resume(file)) == text
+            with pytest.raises(
+                NumpyBloomError, match=rf"^cannot read {begun_file}: Input/output error"
+            ):
+                tiny_model.resume(begun_file)
+    assert ids_of(tiny_model.resume(begun_file)) == tiny_text

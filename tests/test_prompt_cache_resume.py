@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 from support.checkpoints import Checkpoint, byte_ids
 from support.conversions import converted
-from support.keeping import ENDLESS, count_fed, ids_of, said
+from support.keeping import ENDLESS, ids_of, said
 
 import numpy_bloom
 from numpy_bloom.bloom import Bloom
@@ -22,109 +21,101 @@ OTHER = [9, 8, 7]
 SAMPLED: dict[str, Any] = {"temperature": 1.5, "top_k": 20}
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bloom]:
-    checkpoint = Checkpoint(heads=3, hidden=24, **ENDLESS)
-    with numpy_bloom.load(converted(checkpoint, tmp_path_factory.mktemp("kept"))) as model:
-        yield model
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    return tmp_path / "text"
-
-
-@pytest.fixture
-def fed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many tokens each pass takes in."""
-    return count_fed(monkeypatch)
-
-
 @pytest.mark.parametrize("taken", [0, 1, 2, NEW - 1, NEW])
 @pytest.mark.parametrize("options", [{}, SAMPLED, {"repetition_penalty": 1.7}])
 @pytest.mark.parametrize("draft_model", [None, "prompt-lookup"])
 def test_resume(
-    model: Bloom, file: Path, taken: int, options: dict[str, Any], draft_model: str | None
+    endless_model: Bloom,
+    text_file: Path,
+    taken: int,
+    options: dict[str, Any],
+    draft_model: str | None,
 ) -> None:
     """To the bit, though the seed was drawn and is in the file alone."""
     prompt = PROMPT + PROMPT  # so that there is something to look up
-    generation = model.generate(
-        prompt, max_new_tokens=NEW, prompt_cache=file, draft_model=draft_model, **options
+    generation = endless_model.generate(
+        prompt, max_new_tokens=NEW, prompt_cache=text_file, draft_model=draft_model, **options
     )
     begun = [next(generation) for _ in range(taken)]
-    content = file.read_bytes()
+    content = text_file.read_bytes()
     expected = [(token.id, token.logprob, token.text) for token in begun] + said(generation)
-    ended = file.read_bytes()
-    file.write_bytes(content)  # as it was, when the run was cut off
-    resumed = model.resume(file)
+    ended = text_file.read_bytes()
+    text_file.write_bytes(content)  # as it was, when the run was cut off
+    resumed = endless_model.resume(text_file)
     assert len(resumed.token_ids) >= taken
     assert said(resumed) == expected
     assert resumed.prompt_token_ids == prompt
     assert resumed.finish_reason == generation.finish_reason == "length"
     assert resumed.text == generation.text
-    assert file.read_bytes() == ended
+    assert text_file.read_bytes() == ended
 
 
-def test_resume_with_a_draft_model(model: Bloom, file: Path, tmp_path: Path) -> None:
+def test_resume_with_a_draft_model(endless_model: Bloom, text_file: Path, tmp_path: Path) -> None:
     checkpoint = Checkpoint(heads=3, hidden=24, **ENDLESS)
     for name, array in checkpoint.tensors.items():
         if "mlp" in name:
             array[...] *= np.float32(0.7)  # so that some guesses hold, and some do not
     with numpy_bloom.load(converted(checkpoint, tmp_path)) as draft:
         options: dict[str, Any] = {"draft_model": draft, "draft_tokens": 3, "seed": 5, **SAMPLED}
-        expected = ids_of(model.generate(PROMPT, max_new_tokens=40, **options))
-        generation = model.generate(PROMPT, max_new_tokens=40, prompt_cache=file, **options)
+        expected = ids_of(endless_model.generate(PROMPT, max_new_tokens=40, **options))
+        generation = endless_model.generate(
+            PROMPT, max_new_tokens=40, prompt_cache=text_file, **options
+        )
         for _ in range(9):
             next(generation)
         with pytest.raises(OptionError, match="begun with a draft model; give it again"):
-            model.resume(file)
+            endless_model.resume(text_file)
         with pytest.raises(OptionError, match="draft_model is 'prompt-lookup', but"):
-            model.resume(file, draft_model="prompt-lookup")
-        resumed = model.resume(file, draft_model=draft)
+            endless_model.resume(text_file, draft_model="prompt-lookup")
+        resumed = endless_model.resume(text_file, draft_model=draft)
         assert ids_of(resumed) == expected
         assert 1 < resumed.stats.tokens_per_pass < 4
 
 
-def test_resume_feeds_the_last_token_only(model: Bloom, file: Path, fed: list[int]) -> None:
-    generation = model.generate(PROMPT, max_new_tokens=NEW, prompt_cache=file)
+def test_resume_feeds_the_last_token_only(
+    endless_model: Bloom, text_file: Path, fed: list[int]
+) -> None:
+    generation = endless_model.generate(PROMPT, max_new_tokens=NEW, prompt_cache=text_file)
     for _ in range(4):
         next(generation)
     del fed[:]
-    resumed = model.resume(file)
+    resumed = endless_model.resume(text_file)
     list(resumed)
     assert fed == [1] * (NEW - 4)
     assert resumed.stats.passes == NEW - 4
     assert resumed.stats.tokens_per_pass == 1
     del fed[:]
-    assert len(list(model.resume(file))) == NEW
+    assert len(list(endless_model.resume(text_file))) == NEW
     assert fed == []
 
 
-def test_resume_ends_at_a_stop_text(model: Bloom, file: Path) -> None:
-    text = model.generate(PROMPT, max_new_tokens=NEW)
+def test_resume_ends_at_a_stop_text(endless_model: Bloom, text_file: Path) -> None:
+    text = endless_model.generate(PROMPT, max_new_tokens=NEW)
     list(text)
     stop = text.text[5:8]
-    generation = model.generate(PROMPT, max_new_tokens=NEW, prompt_cache=file, stop=stop)
+    generation = endless_model.generate(
+        PROMPT, max_new_tokens=NEW, prompt_cache=text_file, stop=stop
+    )
     next(generation)
-    resumed = model.resume(file)
+    resumed = endless_model.resume(text_file)
     list(resumed)
     list(generation)
     assert (resumed.finish_reason, resumed.text) == ("stop", generation.text)
-    again = model.resume(file, stop=(stop,))
+    again = endless_model.resume(text_file, stop=(stop,))
     list(again)
     assert (again.finish_reason, again.text) == ("stop", generation.text)
 
 
-def test_resume_twice(model: Bloom, file: Path) -> None:
-    expected = said(model.generate(PROMPT, max_new_tokens=NEW))
-    generation = model.generate(PROMPT, max_new_tokens=NEW, prompt_cache=file)
+def test_resume_twice(endless_model: Bloom, text_file: Path) -> None:
+    expected = said(endless_model.generate(PROMPT, max_new_tokens=NEW))
+    generation = endless_model.generate(PROMPT, max_new_tokens=NEW, prompt_cache=text_file)
     for count in range(NEW):
         next(generation)
-        generation = model.resume(file)
+        generation = endless_model.resume(text_file)
         assert len(generation.token_ids) == count + 1
         for _ in range(count + 1):
             next(generation)
-    assert said(model.resume(file)) == expected
+    assert said(endless_model.resume(text_file)) == expected
 
 
 @pytest.mark.parametrize(
@@ -141,28 +132,32 @@ def test_resume_twice(model: Bloom, file: Path) -> None:
     ],
 )
 def test_options_that_contradict(
-    model: Bloom, file: Path, options: dict[str, Any], told: str
+    endless_model: Bloom, text_file: Path, options: dict[str, Any], told: str
 ) -> None:
-    list(model.generate(PROMPT, max_new_tokens=NEW, prompt_cache=file, **SAMPLED, seed=3))
+    list(
+        endless_model.generate(
+            PROMPT, max_new_tokens=NEW, prompt_cache=text_file, **SAMPLED, seed=3
+        )
+    )
     with pytest.raises(NumpyBloomError, match=told):
-        model.resume(file, **options)
+        endless_model.resume(text_file, **options)
     agreeing: dict[str, Any] = {"prompt": PROMPT, "max_new_tokens": NEW, "seed": 3, "stop": ()}
-    model.resume(file, **agreeing, **SAMPLED)
+    endless_model.resume(text_file, **agreeing, **SAMPLED)
 
 
-def test_a_file_that_another_process_writes(model: Bloom, file: Path) -> None:
-    generation = model.generate(PROMPT, max_new_tokens=NEW, prompt_cache=file)
+def test_a_file_that_another_process_writes(endless_model: Bloom, text_file: Path) -> None:
+    generation = endless_model.generate(PROMPT, max_new_tokens=NEW, prompt_cache=text_file)
     next(generation)
     code = "import numpy_bloom, sys\nm = numpy_bloom.load(sys.argv[1])\n" + "\n".join(
         f"try: {call}\nexcept numpy_bloom.NumpyBloomError as error: print(error)"
         for call in ("m.resume(sys.argv[2])", "m.generate([5], prompt_cache=sys.argv[2])")
     )
     result = subprocess.run(
-        [sys.executable, "-c", code, str(model._folder), str(file)],
+        [sys.executable, "-c", code, str(endless_model._folder), str(text_file)],
         capture_output=True,
         text=True,
         check=True,
     )
-    told = f"{file} is in use by another process; wait for it, or choose another file\n"
+    told = f"{text_file} is in use by another process; wait for it, or choose another file\n"
     assert (result.stdout, result.stderr) == (2 * told, "")
     assert len(list(generation)) == NEW - 1

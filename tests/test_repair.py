@@ -9,6 +9,7 @@ import pytest
 from support.checkpoints import Checkpoint
 from support.commands import Command
 from support.conversions import failing, snapshot
+from support.damages import flip
 
 from conversion import __main__ as conversion_command
 from conversion import convert, verify
@@ -38,12 +39,6 @@ def source(pair: Path, tmp_path: Path) -> Path:
 def target(pair: Path, tmp_path: Path) -> Path:
     """A copy of the model."""
     return Path(shutil.copytree(pair / "model", tmp_path / "model"))
-
-
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
 
 
 def read_for(
@@ -83,7 +78,7 @@ def test_only_what_is_damaged(
             assert read == set()
     (target / BLOCK).unlink()
     os.truncate(target / "tokenizer.json", 7)
-    flip(target / OTHER)
+    flip(target / OTHER, -1)
     convert(source, target, dtype)
     assert snapshot(target) == whole
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "source"]
@@ -94,7 +89,7 @@ def test_as_verify_says(source: Path, tmp_path: Path, command: Command) -> None:
     target = tmp_path / "model"
     convert(source, target, "int8")
     whole = snapshot(target)
-    flip(target / BLOCK)
+    flip(target / BLOCK, -1)
     (target / OTHER).unlink()
     told = command(verify, target).err
     assert f"convert {BLOCK}, {OTHER} again: delete what is there of that" in told
@@ -106,7 +101,7 @@ def test_as_verify_says(source: Path, tmp_path: Path, command: Command) -> None:
 
 def test_what_is_whole_is_not_touched(source: Path, target: Path, tmp_path: Path) -> None:
     """Nor one whose files have their sizes: whether to replace that is for the user to say."""
-    for damage in (lambda: None, lambda: flip(target / BLOCK)):
+    for damage in (lambda: None, lambda: flip(target / BLOCK, -1)):
         damage()
         before = snapshot(tmp_path)
         with pytest.raises(NumpyBloomError, match="model exists; give --overwrite"):

@@ -3,7 +3,6 @@
 import gc
 import threading
 import tracemalloc
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,11 +14,10 @@ from support.dials import (
     NEW,
     PROMPT,
     answer,
-    in_many_pieces,
     least_memory,
     model_folder,
 )
-from support.threads import no_deadlock, open_files, thread_names
+from support.threads import open_files, thread_names
 from threadpoolctl import threadpool_info
 
 import numpy_bloom
@@ -28,12 +26,7 @@ from numpy_bloom.generation.sampling import SamplingOptions, draw, next_token_di
 from numpy_bloom.model.cache import KVCache
 from numpy_bloom.model.memory import LIVE_LOGITS, Needs
 
-
-@pytest.fixture(autouse=True)
-def many_pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    in_many_pieces(monkeypatch)
-    with no_deadlock():
-        yield
+pytestmark = pytest.mark.usefixtures("many_pieces")
 
 
 @pytest.fixture

@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 from support.checkpoints import VOCAB_SIZE, Checkpoint
 from support.conversions import converted
-from support.dials import EVERYTHING, in_many_pieces, model_folder
+from support.dials import EVERYTHING, model_folder
 from support.scores import IDS, TOLERANCE, Doubles, from_logits, least_memory
-from support.threads import no_deadlock
 
 import numpy_bloom
 from numpy_bloom.bloom import Bloom
@@ -22,23 +21,7 @@ from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.model import forward
 from numpy_bloom.weights.linear import Multiply
 
-
-@pytest.fixture(autouse=True)
-def many_pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    in_many_pieces(monkeypatch)
-    with no_deadlock(120):
-        yield
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return model_folder(tmp_path_factory.mktemp("score"))
-
-
-@pytest.fixture
-def model(folder: Path) -> Iterator[Bloom]:
-    with numpy_bloom.load(folder, threads=2) as model:
-        yield model
+pytestmark = pytest.mark.usefixtures("many_pieces")
 
 
 # --- one text -------------------------------------------------------------------------------------
@@ -55,17 +38,17 @@ def test_scores_are_the_log_softmax_of_the_logits(tmp_path: Path, dtype: str, to
     assert expected.min() < -3  # says something
 
 
-def test_texts_are_taken_as_well(model: Bloom) -> None:
-    ids = model.encode("Todos los")
-    assert np.array_equal(model("Todos los"), model(ids))
-    assert np.array_equal(model.score("Todos los"), model.score(ids))
+def test_texts_are_taken_as_well(chunked_model: Bloom) -> None:
+    ids = chunked_model.encode("Todos los")
+    assert np.array_equal(chunked_model("Todos los"), chunked_model(ids))
+    assert np.array_equal(chunked_model.score("Todos los"), chunked_model.score(ids))
 
 
-def test_every_token_of_the_vocabulary_as_target(model: Bloom) -> None:
+def test_every_token_of_the_vocabulary_as_target(chunked_model: Bloom) -> None:
     """Whichever tile its logit is in; their probabilities add up to 1."""
     total = 0.0
     for target in range(VOCAB_SIZE):
-        (score,) = model.score([7, target])
+        (score,) = chunked_model.score([7, target])
         total += np.exp(np.float64(score))
     assert total == pytest.approx(1, abs=1e-5)
 
@@ -81,8 +64,8 @@ def test_large_logits(tmp_path: Path) -> None:
     assert np.abs(scores - expected).max() < 1000 * TOLERANCE
 
 
-def test_one_token_has_nothing_to_score(model: Bloom) -> None:
-    scores = model.score([3])
+def test_one_token_has_nothing_to_score(chunked_model: Bloom) -> None:
+    scores = chunked_model.score([3])
     assert (scores.shape, scores.dtype) == ((0,), np.float32)
 
 
@@ -96,30 +79,32 @@ def test_one_token_has_nothing_to_score(model: Bloom) -> None:
         ([-1, 2], "token id -1 is out of range"),
     ],
 )
-def test_bad_token_ids(model: Bloom, ids: Any, told: str) -> None:
+def test_bad_token_ids(chunked_model: Bloom, ids: Any, told: str) -> None:
     with pytest.raises(NumpyBloomError, match=told):
-        model.score(ids)
+        chunked_model.score(ids)
 
 
-def test_packed_sequences_are_scored_apart(model: Bloom) -> None:
+def test_packed_sequences_are_scored_apart(chunked_model: Bloom) -> None:
     """Each by its own past; only the last tokens may be asked for."""
     parts = [IDS[:40], IDS[40:42], IDS[5:70]]
     counts = [39, 1, 7]
-    caches = model.model.prepare_one_pass(lengths=[39, 1, 64], target_rows=sum(counts))
-    scores = model.model.score(
+    caches = chunked_model.model.prepare_one_pass(lengths=[39, 1, 64], target_rows=sum(counts))
+    scores = chunked_model.model.score(
         [ids[:-1] for ids in parts],
         caches,
         [ids[-count:] for ids, count in zip(parts, counts, strict=True)],
     )
-    expected = [from_logits(model, ids)[-count:] for ids, count in zip(parts, counts, strict=True)]
+    expected = [
+        from_logits(chunked_model, ids)[-count:] for ids, count in zip(parts, counts, strict=True)
+    ]
     assert np.abs(scores - np.concatenate(expected)).max() < TOLERANCE
 
 
-def test_caches_for_one_pass_keep_nothing(model: Bloom) -> None:
+def test_caches_for_one_pass_keep_nothing(chunked_model: Bloom) -> None:
     """So the same ones serve pass after pass, and every pass begins at position 0."""
-    caches = model.model.prepare_one_pass(lengths=[30], target_rows=30)
-    twice = [model.model.score([IDS[:30]], caches, [IDS[1:31]]).tobytes() for _ in range(2)]
-    assert twice == [model.score(IDS[:31]).tobytes()] * 2
+    caches = chunked_model.model.prepare_one_pass(lengths=[30], target_rows=30)
+    twice = [chunked_model.model.score([IDS[:30]], caches, [IDS[1:31]]).tobytes() for _ in range(2)]
+    assert twice == [chunked_model.score(IDS[:31]).tobytes()] * 2
 
 
 # --- the same bits --------------------------------------------------------------------------------
@@ -143,7 +128,7 @@ def test_the_same_bits_at_every_setting(tmp_path: Path, dtype: str) -> None:
 
 
 def test_the_order_in_which_tiles_are_done_does_not_matter(
-    model: Bloom, monkeypatch: pytest.MonkeyPatch
+    chunked_model: Bloom, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In float64, even: the last bits of the result would seldom show it."""
     real, orders, sums = forward.for_each_tile, [], []
@@ -167,10 +152,10 @@ def test_the_order_in_which_tiles_are_done_does_not_matter(
         return reduce(function, [np.frombuffer(part) for part in sums[-1]])
 
     monkeypatch.setattr(forward, "reduce", recording)
-    expected = model.score(IDS).tobytes()
+    expected = chunked_model.score(IDS).tobytes()
     monkeypatch.setattr(forward, "for_each_tile", shuffled)
     random.seed(1)
-    assert {model.score(IDS).tobytes() for _ in range(5)} == {expected}
+    assert {chunked_model.score(IDS).tobytes() for _ in range(5)} == {expected}
     assert len({tuple(order) for order in orders}) == 5
     assert sums == [sums[0]] * 6
 
@@ -216,25 +201,25 @@ def test_scoring_takes_no_more_than_is_estimated(
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_too_small_a_dial(folder: Path, threads: int) -> None:
+def test_too_small_a_dial(chunked_folder: Path, threads: int) -> None:
     """The error comes before anything is read, and the least that it names is enough."""
-    least, _ = least_memory(folder, threads, [len(IDS) - 1])
-    with numpy_bloom.load(folder, memory=least - 1, threads=threads) as model:
+    least, _ = least_memory(chunked_folder, threads, [len(IDS) - 1])
+    with numpy_bloom.load(chunked_folder, memory=least - 1, threads=threads) as model:
         with pytest.raises(NumpyBloomError, match="at least") as error:
             model.score(IDS)
         assert (model.model.stream.bytes_read, model.model.stream.bytes_pinned) == (0, 0)
-    with numpy_bloom.load(folder, memory=least, threads=threads) as model:
+    with numpy_bloom.load(chunked_folder, memory=least, threads=threads) as model:
         expected = model.score(IDS).tobytes()
     named = re.search(r"at least ([\d,.]+ ?[KMG]?B)", str(error.value))
     assert named is not None
     memory = named[1].replace(",", "")
-    with numpy_bloom.load(folder, memory=memory, threads=threads) as model:
+    with numpy_bloom.load(chunked_folder, memory=memory, threads=threads) as model:
         assert model.score(IDS).tobytes() == expected
 
 
-def test_memory_is_free_again_when_a_text_is_scored(folder: Path) -> None:
-    least, _ = least_memory(folder, 1, [len(IDS) - 1])
-    with numpy_bloom.load(folder, memory=least, threads=1) as model:
+def test_memory_is_free_again_when_a_text_is_scored(chunked_folder: Path) -> None:
+    least, _ = least_memory(chunked_folder, 1, [len(IDS) - 1])
+    with numpy_bloom.load(chunked_folder, memory=least, threads=1) as model:
         for _ in range(3):
             model.score(IDS)
             model.score(IDS[:5])

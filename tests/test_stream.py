@@ -1,6 +1,5 @@
 """The stream of chunks: the right bytes in any order, read ahead, counted and pinned."""
 
-from collections.abc import Iterator
 from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
@@ -13,12 +12,6 @@ from numpy_bloom.weights.stream import BUFFERS, READERS, Chunk
 from numpy_bloom.weights.team import Team
 
 pytestmark = pytest.mark.usefixtures("past_the_page_cache")
-
-
-@pytest.fixture
-def streamed(tmp_path: Path) -> Iterator[Streamed]:
-    with opened(tmp_path) as streamed:
-        yield streamed
 
 
 # --- order ----------------------------------------------------------------------------------------

@@ -1,10 +1,7 @@
 """The stream of chunks when reads fail, and when it is closed: errors in their turn, no hang."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
-from support.streams import COUNT, EVERYTHING, Streamed, in_thread, opened
+from support.streams import COUNT, EVERYTHING, Streamed, in_thread
 from support.threads import thread_names
 
 from numpy_bloom.errors import NumpyBloomError
@@ -13,12 +10,6 @@ from numpy_bloom.weights.stream import BUFFERS, READERS, Chunk
 pytestmark = pytest.mark.usefixtures("past_the_page_cache")
 
 ERRORS = [NumpyBloomError("disk"), OSError(5, "Input/output error"), MemoryError()]
-
-
-@pytest.fixture
-def streamed(tmp_path: Path) -> Iterator[Streamed]:
-    with opened(tmp_path) as streamed:
-        yield streamed
 
 
 def second_row(streamed: Streamed) -> Chunk:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support import torch_zip
+from support.conversions import whole
 from support.torch_zip import Call, Global, Persistent, storage, tensor
 
 from conversion.source_tensor import SourceTensor
@@ -16,10 +17,6 @@ from conversion.torch_file import read_torch_file
 from numpy_bloom.errors import NumpyBloomError
 
 VALUES = np.arange(12, dtype=np.float32).reshape(3, 4)
-
-
-def whole(source: SourceTensor) -> np.ndarray[Any, Any]:
-    return source.read_rows(0, source.shape[0])
 
 
 def view(size: tuple[int, ...], stride: tuple[int, ...], offset: Any = 0, *metadata: Any) -> Call:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.checkpoints import Checkpoint
-from support.commands import Command, check_failure, runner
+from support.commands import Command, check_failure
 from support.damages import flip, told, vouch_for
 
 import numpy_bloom
@@ -22,11 +22,6 @@ from numpy_bloom.weights.formats import FORMATS
 from numpy_bloom.weights.manifest import MANIFEST
 
 HIDDEN, BLOCKS, VOCAB = 32, 2, 280
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    return runner(monkeypatch, capsys)
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +43,10 @@ def target(original: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("dtype", FORMATS)
-def test_whole(source: Path, tmp_path: Path, dtype: str, run: Command) -> None:
+def test_whole(source: Path, tmp_path: Path, dtype: str, command: Command) -> None:
     convert(source, tmp_path / "model", dtype)
     assert told(tmp_path / "model", deep=True) == []
-    result = run(verify, tmp_path / "model", "--deep")
+    result = command(verify, tmp_path / "model", "--deep")
     assert result.code == 0
     assert "is whole: " in result.out
 
@@ -73,10 +68,10 @@ def test_every_file_is_looked_at(target: Path) -> None:
     assert told(target) == []
 
 
-def test_several_faults(target: Path, run: Command) -> None:
+def test_several_faults(target: Path, command: Command) -> None:
     (target / "block_001.safetensors").unlink()
     flip(target / "config.json", 5)
-    result = run(verify, target)
+    result = command(verify, target)
     assert sorted(line.split()[0] for line in result.out.splitlines()) == [
         "block_001.safetensors",
         "config.json",
@@ -98,7 +93,7 @@ def test_several_faults(target: Path, run: Command) -> None:
         lambda content: content.replace(b"[280,", b"[140,"),
     ],
 )
-def test_headers_that_lie(target: Path, change: Callable[[bytes], bytes], run: Command) -> None:
+def test_headers_that_lie(target: Path, change: Callable[[bytes], bytes], command: Command) -> None:
     """The checksums are right, but the arrays of two files are not those of the model: both are
     told, and a third one that is damaged as well."""
     for name in (EMBEDDINGS, "block_000.safetensors"):
@@ -116,7 +111,7 @@ def test_headers_that_lie(target: Path, change: Callable[[bytes], bytes], run: C
         f"; {EMBEDDINGS}, block_000.safetensors cannot be what a conversion wrote: "
         f"convert the checkpoint again: python -m conversion SOURCE {target} --overwrite "
         "--dtype float32 --head-dtype float32 (SOURCE was 'source')\n"
-    ) in run(verify, target).err
+    ) in command(verify, target).err
 
 
 def test_damaged_config_hides_no_header(target: Path) -> None:
@@ -143,7 +138,7 @@ def test_config_of_another_model(target: Path) -> None:
         assert [fault.file for fault in find_faults(target)] == files
 
 
-def test_what_is_not_listed(target: Path, run: Command) -> None:
+def test_what_is_not_listed(target: Path, command: Command) -> None:
     """Files, folders, and links, of which some lead nowhere; a listed one may be a link."""
     (target / "block_001.safetensors.new").write_bytes(b"half")
     (target / "folder").mkdir()
@@ -159,7 +154,7 @@ def test_what_is_not_listed(target: Path, run: Command) -> None:
         f"'{target / 'nowhere'}', which is missing",
     ]
     assert told(target) == faults
-    result = run(verify, target)
+    result = command(verify, target)
     assert (result.code, result.out.splitlines()) == (1, faults)
     assert result.err.endswith(
         "4 faults; move 'block_001.safetensors.new', 'folder', 'line\\nbreak\\udcff', 'link' "
@@ -253,7 +248,7 @@ def test_packed_headers(tmp_path: Path, suffix: str, number: int, text: str) -> 
         pass
 
 
-def test_no_model(tmp_path: Path, run: Command) -> None:
+def test_no_model(tmp_path: Path, command: Command) -> None:
     with pytest.raises(NumpyBloomError, match="is not a converted model"):
         told(tmp_path)
-    check_failure(run(verify, tmp_path / "nowhere"), "verify", "is not a folder")
+    check_failure(command(verify, tmp_path / "nowhere"), "verify", "is not a folder")

@@ -1,5 +1,6 @@
 """Running a command within the test's process."""
 
+import io
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -33,6 +34,12 @@ def runner(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
         return Result(code, *capsys.readouterr())
 
     return run
+
+
+def set_stdin(monkeypatch: pytest.MonkeyPatch, content: bytes | None) -> None:
+    # As it is in a locale without UTF-8.
+    stdin = None if content is None else io.TextIOWrapper(io.BytesIO(content), "ascii")
+    monkeypatch.setattr(sys, "stdin", stdin)
 
 
 def check_failure(result: Result, name: str, told: str, code: int = 1) -> None:

@@ -34,6 +34,11 @@ def open_checkpoint(folder: Path) -> dict[str, SourceTensor]:
     return open_shards(folder, find_shards(folder, names_in(folder)))
 
 
+def whole(source: SourceTensor) -> Array:
+    """All its rows."""
+    return source.read_rows(0, source.shape[0])
+
+
 def demo_checkpoint(folder: Path) -> Path:
     """The checkpoint that the demo model was made of."""
     folder.mkdir()

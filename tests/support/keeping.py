@@ -7,10 +7,14 @@ import pytest
 
 from numpy_bloom.bloom import Bloom
 from numpy_bloom.model.model import Model
+from support.checkpoints import byte_ids
 
 ENDLESS: dict[str, Any] = {"lm_head": "different", "config": {"eos_token_id": None}}
 """For a checkpoint that never ends a text by itself, and does not say one token for ever."""
 TINY: dict[str, Any] = {"heads": 2, "hidden": 8, **ENDLESS}
+PROMPT = byte_ids("Todos los")
+NEW, BEGUN = 8, 5
+"""Tokens of the text that `again` makes, and how many of them are in a file that was begun."""
 
 
 def said(generation: Any) -> list[tuple[int, float, str]]:
@@ -19,6 +23,11 @@ def said(generation: Any) -> list[tuple[int, float, str]]:
 
 def ids_of(generation: Any) -> list[int]:
     return [token.id for token in generation]
+
+
+def again(model: Bloom, file: Path, **options: Any) -> list[int]:
+    """The text after PROMPT, with what the file has of it."""
+    return ids_of(model.generate(PROMPT, max_new_tokens=NEW, prompt_cache=file, **options))
 
 
 def cut_off(model: Bloom, file: Path, prompt: Any, tokens: int, **options: Any) -> None:
