@@ -180,6 +180,6 @@ def multiply_into(out: Floats, weights: Floats, x: Floats) -> None:
     """out = x · weightsᵀ, for weights (rows, inputs), filled up x (T, inputs), out (T, rows)."""
     if len(x) <= FEW_TOKENS:
         for y, token in zip(out, x, strict=True):
-            np.dot(weights, token, out=y)
+            weights.dot(token, out=y)
     else:  # a tall tile times a narrow xᵀ: for few tokens twice as fast as x times tileᵀ
         out[:] = (weights @ x.T)[:, : len(out)].T

@@ -27,8 +27,10 @@ from numpy_bloom.weights.safetensors_file import Spec
 
 Words = npt.NDArray[np.uint32]
 
-_HIGH_HALF = np.uint32(0xFFFF0000)
-_FLOAT16_BITS = np.uint32(0x8FFFE000)
+# Arrays, for NumPy takes longer to begin with a number.
+_SIXTEEN = np.array(16, dtype=np.uint32)
+_HIGH_HALF = np.array(0xFFFF0000, dtype=np.uint32)
+_FLOAT16_BITS = np.array(0x8FFFE000, dtype=np.uint32)
 _FLOAT16_SCALE = np.float32(2.0**112)
 
 
@@ -68,15 +70,18 @@ class _SixteenBits(Float32):
             return super().product(x)
         x = filled_up(x)
         even, odd = np.ascontiguousarray(x[:, ::2]), np.ascontiguousarray(x[:, 1::2])
+        few = list(zip(even, odd, strict=True)) if len(x) <= FEW_TOKENS else []
 
         def multiply(tile: Stored, out: Floats) -> None:
             words = tile.view(np.uint32)  # (rows, inputs / 2)
             wide = scratch(words.size).reshape(words.shape)
-            if len(x) <= FEW_TOKENS:
-                multiply_into(out, self._low(words, wide), even)
+            if few:
+                low = self._low(words, wide)
+                for place, (token, _) in enumerate(few):
+                    low.dot(token, out[place])
                 high = self._high(words, wide)
-                for y, token in zip(out, odd, strict=True):
-                    np.add(y, np.dot(high, token), out=y)
+                for place, (_, token) in enumerate(few):
+                    out[place] += high.dot(token)
             else:  # added up first, for `out` is another way round: its numbers lie far apart
                 product = self._low(words, wide) @ even.T  # (rows, T)
                 product += self._high(words, wide) @ odd.T
@@ -102,7 +107,7 @@ class BFloat16(_SixteenBits):
 
     @staticmethod
     def _low(words: Words, wide: Words) -> Floats:
-        return np.left_shift(words, 16, out=wide).view(np.float32)
+        return np.left_shift(words, _SIXTEEN, out=wide).view(np.float32)
 
     @staticmethod
     def _high(words: Words, wide: Words) -> Floats:
@@ -116,7 +121,7 @@ class Float16(_SixteenBits):
 
     @staticmethod
     def _low(words: Words, wide: Words) -> Floats:
-        return Float16._high(np.left_shift(words, 16, out=wide), wide)
+        return Float16._high(np.left_shift(words, _SIXTEEN, out=wide), wide)
 
     @staticmethod
     def _high(words: Words, wide: Words) -> Floats:
