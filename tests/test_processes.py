@@ -2,11 +2,15 @@
 
 import logging
 import os
+import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -210,7 +214,18 @@ def test_one_that_is_late(folder: Path, helped: list[int], monkeypatch: pytest.M
             assert helped == []
 
 
-@pytest.mark.parametrize("missing", ["memory", "program"])
+def test_a_program_that_is_no_python(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it prints is no answer."""
+    expected = by_threads(folder, monkeypatch)
+    monkeypatch.setattr(sys, "executable", "/bin/echo")
+    with numpy_bloom.load(folder, threads=2, memory=PLENTY) as model:
+        for _ in range(10):
+            assert logits(model) == expected
+            time.sleep(0.01)
+        assert model.model.store.processes is None
+
+
+@pytest.mark.parametrize("missing", ["memory", "program", "name of the program"])
 def test_systems_without(
     folder: Path, missing: str, helped: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -218,7 +233,7 @@ def test_systems_without(
     if missing == "memory":
         monkeypatch.delattr(os, "memfd_create")
     else:
-        monkeypatch.setattr(sys, "executable", "/nowhere/python")
+        monkeypatch.setattr(sys, "executable", "/nowhere" if missing == "program" else None)
     with numpy_bloom.load(folder, threads=2, memory=PLENTY) as model:
         assert logits(model) == expected
     assert helped == []
@@ -230,12 +245,12 @@ def test_ctrl_c(folder: Path, step: int, monkeypatch: pytest.MonkeyPatch) -> Non
     expected = {tokens: by_threads(folder, monkeypatch, tokens) for tokens in (1, MOST_TOKENS)}
     real, left = processes._next_message, 0
 
-    def interrupted(handle: int, nbytes: int) -> bytes:
+    def interrupted(handle: int, nbytes: int, *seconds: float) -> bytes:
         nonlocal left
         left -= 1
         if left == 0:
             raise KeyboardInterrupt
-        return real(handle, nbytes)
+        return real(handle, nbytes, *seconds)
 
     with opened(folder) as model:
         monkeypatch.setattr(processes, "_next_message", interrupted)
@@ -248,6 +263,75 @@ def test_ctrl_c(folder: Path, step: int, monkeypatch: pytest.MonkeyPatch) -> Non
                     assert left == 0
             assert left < 0
         assert model.model.store.processes
+
+
+def test_ctrl_c_while_one_is_behind(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes on with what was cut short while the others are at the next pass."""
+    expected = by_threads(folder, monkeypatch)
+    real, left = processes._next_message, 0
+
+    def interrupted(handle: int, nbytes: int, *seconds: float) -> bytes:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise KeyboardInterrupt
+        return real(handle, nbytes, *seconds)
+
+    with opened(folder, threads=3) as model:
+        monkeypatch.setattr(processes, "_next_message", interrupted)
+        behind = min(children())
+        for tokens in (MOST_TOKENS, 2, MOST_TOKENS, 3):
+            os.kill(behind, signal.SIGSTOP)
+            left = 1
+            with pytest.raises(KeyboardInterrupt):
+                logits(model, tokens)
+            threading.Timer(0.1, os.kill, (behind, signal.SIGCONT)).start()
+            assert logits(model) == expected
+        assert model.model.store.processes
+
+
+def test_one_that_hangs(
+    folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = by_threads(folder, monkeypatch)
+    monkeypatch.setattr(processes, "HANGS_SECONDS", 0.2)
+    with opened(folder) as model:
+        os.kill(children()[0], signal.SIGSTOP)
+        with caplog.at_level(logging.WARNING, "numpy_bloom"):
+            assert logits(model) == expected
+        assert model.model.store.processes is None
+    assert children() == []
+
+
+def test_a_forked_process(folder: Path) -> None:
+    """It computes alone, and leaves the weights as they are when it closes its model."""
+    with opened(folder) as model:
+        expected = logits(model)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads
+            child = os.fork()
+        if child == 0:
+            right = model.model.store.processes is None and logits(model) == expected
+            model.close()
+            os._exit(0 if right else 1)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+        assert logits(model) == expected
+        assert model.model.store.processes
+
+
+def test_many_open_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers above 1,023 are too large for `select`."""
+    expected = by_threads(folder, monkeypatch)
+    monkeypatch.setattr(processes, "LOOKING_SECONDS", 0)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(before[1], 4096), before[1]))
+    with ExitStack() as files:
+        for _ in range(1100):
+            files.enter_context(Path(os.devnull).open())
+        with opened(folder) as model:
+            assert logits(model) == expected
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_the_dial(folder: Path) -> None:

@@ -17,9 +17,11 @@ import select
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import chain
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -38,6 +40,12 @@ less."""
 
 PROCESS_BYTES = 50 * 10**6
 """What a process takes for itself: interpreter, libraries, scratch arrays."""
+
+HANGS_SECONDS = 20
+"""Without an answer for so long, a process counts as ended."""
+
+BLAS_THREADS = "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"
+"""What keeps BLAS from starting threads in a process that has one core."""
 
 _COMMAND = struct.Struct("<III")
 """Its number, the matrix's, and how many tokens."""
@@ -79,32 +87,37 @@ class Processes:
     """
 
     def __init__(self, count: int, weights: SharedMemory, layout: Layout) -> None:
-        told = pickle.dumps((count, layout))
-        for_x, for_y = exchange_bytes([format.shape for format, _ in layout])
-        # Apart: one that still works on what Ctrl-C cut short here must not write into the next x.
-        self._x = SharedMemory(nbytes=for_x)
-        self._y = SharedMemory(nbytes=max(for_y, len(told)))
-        self._y.content[: len(told)] = told
+        self._owner = os.getpid()
+        self._lock = threading.RLock()  # of the handles
         self._command = 0
         self._all: list[_Process] = []
         self._ready = 0
-        self._ended = False
+        self._ended = self._closed = False
+        for_x, for_y = exchange_bytes([format.shape for format, _ in layout])
+        self._x = SharedMemory(nbytes=for_x)
         try:
             for place in range(count):
-                self._all.append(_Process(place, weights, self._x, self._y))
+                parts = [(format, _part(cuts, place, count)) for format, cuts in layout]
+                self._all.append(_Process(parts, weights, self._x, for_y))
         except BaseException:
             self.close()
             raise
 
     @property
     def ready(self) -> bool:
-        """Whether all of them wait for commands, and none has ended."""
-        while self._ready < len(self._all) and not self._ended:
-            answer = self._all[self._ready].look()
-            if answer is None:
-                return False
-            self._ready += 1
-            self._ended = not answer
+        """Whether all of them wait for commands, as far as is known.
+
+        Not for a process that was forked from this one: it would take the other's answers.
+        """
+        if os.getpid() != self._owner:
+            return False
+        with self._lock:
+            while self._ready < len(self._all) and not self._ended:
+                answer = self._all[self._ready].look()
+                if answer is None:
+                    return False
+                self._ready += 1
+                self._ended = answer != _ANSWER.pack(0)
         return not self._ended
 
     def multiply(
@@ -119,44 +132,56 @@ class Processes:
             x: (T, inputs) float32, of at most `MOST_TOKENS`.
             y: (T, outputs) float32.
         """
-        self._command += 1
-        parts = [_part(tiles, place, len(self._all)) for place in range(len(self._all) + 1)]
-        _floats(self._x, len(x), format.shape[1])[:] = x
-        their_y = _floats(self._y, *y.shape)
-        asked = [(one, part) for one, part in zip(self._all, parts, strict=False) if part]
-        for process, _ in asked:
-            process.tell(_COMMAND.pack(self._command, matrix, len(x)))
-        product = format.product(x)
-        for rows, tile in parts[-1]:
-            product(tile, y[:, rows])
-        for process, part in asked:
-            if process.wait_for(self._command):
-                rows = slice(part[0][0].start, part[-1][0].stop)
-                y[:, rows] = their_y[:, rows]
-            else:
-                self._ended = True
-                for rows, tile in part:
-                    product(tile, y[:, rows])
-        if self._ended:
-            _log.warning("a process that helped to compute has ended; threads do its part")
+        with self._lock:
+            self._command += 1
+            parts = [_part(tiles, place, len(self._all)) for place in range(len(self._all) + 1)]
+            asked = list(zip(self._all, parts, strict=False)) if not self._ended else []
+            here = parts[len(asked) :]
+            if asked:
+                _floats(self._x, *x.shape)[:] = x
+            for process, part in asked:
+                if part:
+                    process.tell(_COMMAND.pack(self._command, matrix, len(x)))
+            product = format.product(x)
+            for rows, tile in chain.from_iterable(here):
+                product(tile, y[:, rows])
+            for process, part in asked:
+                if part and process.wait_for(self._command):
+                    rows = slice(part[0][0].start, part[-1][0].stop)
+                    y[:, rows] = _floats(process.y, *y.shape)[:, rows]
+                elif part:
+                    self._ended = True
+                    for rows, tile in part:
+                        product(tile, y[:, rows])
+            if self._ended and not self._closed:
+                _log.warning("a process that helped to compute has ended; threads do its part")
 
     def close(self) -> None:
         """End all of them."""
-        self._ended = True
-        for process in self._all:
-            process.end()
-        self._x.close()
-        self._y.close()
+        self._ended = self._closed = True
+        if os.getpid() == self._owner:
+            for process in self._all:
+                process.end()
+        with self._lock:  # who multiplies now finds them ended
+            for process in self._all:
+                process.close()
+            self._x.close()
 
 
 class _Process:
     """One of them, as the others' parent sees it."""
 
-    def __init__(self, place: int, *shared: SharedMemory) -> None:
-        handles = [memory.handle for memory in shared]
+    def __init__(
+        self, layout: Layout, weights: SharedMemory, x: SharedMemory, y_bytes: int
+    ) -> None:
+        told = pickle.dumps(layout)
+        # Of its own: one that still works on what Ctrl-C cut short writes over nobody's rows.
+        self.y = SharedMemory(nbytes=max(y_bytes, len(told)))
+        self.y.content[: len(told)] = told
+        handles = [memory.handle for memory in (weights, x, self.y)]
         program = (
             f"import sys; sys.path[:] = {sys.path!r}; "
-            f"from numpy_bloom.weights.processes import serve; serve({place}, {handles})"
+            f"from numpy_bloom.weights.processes import serve; serve({handles})"
         )
         self._popen = subprocess.Popen(
             [sys.executable, "-c", program],
@@ -164,6 +189,7 @@ class _Process:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            env=os.environ | dict.fromkeys(BLAS_THREADS, "1"),
             pass_fds=handles,
             start_new_session=True,  # Ctrl-C at the terminal is not for it
         )
@@ -181,11 +207,11 @@ class _Process:
         return self._answers.read(_ANSWER.size)
 
     def wait_for(self, command: int) -> bool:
-        """Wait until a command is done; False if the process has ended.
+        """Wait until a command is done; False if the process has ended, or hangs.
 
         Answers to commands before it, which Ctrl-C left behind, are passed over.
         """
-        while answer := _next_message(self._answers.fileno(), _ANSWER.size):
+        while answer := _next_message(self._answers.fileno(), _ANSWER.size, HANGS_SECONDS):
             if _ANSWER.unpack(answer) == (command,):
                 return True
         return False
@@ -194,18 +220,22 @@ class _Process:
         """End it. It has nothing that could be lost."""
         self._popen.kill()
         self._popen.wait()
+
+    def close(self) -> None:
+        """Let go of what was shared with it."""
         self._commands.close()
         self._answers.close()
+        self.y.close()
 
 
-def serve(place: int, handles: Sequence[int]) -> None:
+def serve(handles: Sequence[int]) -> None:
     """What such a process does until its parent ends it, or has ended itself."""
     weights, shared_x, shared_y = map(SharedMemory, handles)
-    count, layout = pickle.loads(shared_y.content)
+    layout: Layout = pickle.loads(shared_y.content)
     matrices = []
     for format, cuts in layout:
         tiles = []
-        for rows, begin, nbytes in _part(cuts, place, count):
+        for rows, begin, nbytes in cuts:
             stored = np.frombuffer(weights.content, np.uint8, nbytes, begin)
             tiles.append((rows, format.tile(stored, rows)))
         matrices.append((format, tiles))
@@ -241,12 +271,18 @@ def _floats(memory: SharedMemory, tokens: int, columns: int) -> Floats:
     return np.frombuffer(memory.content, np.float32, tokens * columns).reshape(tokens, columns)
 
 
-def _next_message(handle: int, nbytes: int) -> bytes:
-    """Read a message from a pipe that does not block; empty if its other end was closed."""
+def _next_message(handle: int, nbytes: int, seconds: float | None = None) -> bytes:
+    """Read a message from a pipe that does not block.
+
+    Empty if its other end was closed, or nothing has come for so many seconds.
+    """
     until = time.perf_counter() + LOOKING_SECONDS
     while True:
         try:
             return os.read(handle, nbytes)
         except BlockingIOError:
             if time.perf_counter() > until:
-                select.select([handle], [], [])
+                poll = select.poll()
+                poll.register(handle, select.POLLIN)
+                if not poll.poll(None if seconds is None else 1000 * seconds):
+                    return b""

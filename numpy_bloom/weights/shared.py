@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import weakref
 from collections.abc import Container, Mapping
 from contextlib import suppress
 from itertools import accumulate, pairwise
@@ -29,21 +30,25 @@ class SharedMemory:
             handle = os.memfd_create("numpy-bloom")
             os.ftruncate(handle, nbytes)
         self.handle = handle
+        self._close_handle = weakref.finalize(self, os.close, handle)
+        self._owner = os.getpid()
         self._map = mmap.mmap(handle, 0)
         with suppress(OSError):  # a system without them
             self._map.madvise(mmap.MADV_HUGEPAGE)
         self.content = memoryview(self._map)
 
-    def empty(self, begin: int) -> None:
-        """Give back all memory from a byte on, which is zeros again then."""
+    def give_back(self, begin: int) -> None:
+        """Give back the memory from a byte on, which is zeros again then.
+
+        A process that was forked from its maker leaves it alone: the maker needs it still.
+        """
         begin = -(-begin // ALIGNMENT) * ALIGNMENT
-        if begin < len(self.content):
+        if begin < len(self.content) and os.getpid() == self._owner:
             self._map.madvise(mmap.MADV_REMOVE, begin)
 
     def close(self) -> None:
-        """Give it back; its addresses when nobody has a part of `content` any more."""
-        self.empty(0)
-        os.close(self.handle)
+        """Let go of it. Its memory is free when nobody has a part of `content` any more."""
+        self._close_handle()
         self.content = memoryview(b"")
         with suppress(BufferError):  # somebody has
             self._map.close()
@@ -83,7 +88,7 @@ class SharedPages:
     def keep(self, numbers: Container[int]) -> None:
         """Give back the memory of all chunks behind these, which are the first ones."""
         others = (begin for number, begin in self.begins.items() if number not in numbers)
-        self.memory.empty(next(others, len(self.memory.content)))
+        self.memory.give_back(next(others, len(self.memory.content)))
 
     def close(self) -> None:
         """Give all of it back."""

@@ -1,9 +1,10 @@
 """An opened model folder as the model sees it: vectors at once, matrices when their turn comes."""
 
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -68,7 +69,10 @@ class WeightStore:
                 self._tiles_of_chunk[len(chunks) - 1] += len(rows[:: format.tile_rows])
             number = len(self._matrices)
             self._matrices[stored.array] = Matrix(stored.array, format, parts, self, number)
-        self.stream = Stream(chunks, self._files, shared=threads > 1)
+        nbytes = sum(chunk.nbytes for chunk in chunks)
+        program = sys.executable and not getattr(sys, "frozen", False)
+        self._may_help = threads > 1 and nbytes >= WORTH_PROCESSES and bool(program)
+        self.stream = Stream(chunks, self._files, shared=self._may_help)
 
     def _format(self, stored: StoredMatrix) -> Format:
         self.vector_bytes += sum(array.nbytes for array in stored.beside.values())
@@ -99,11 +103,11 @@ class WeightStore:
     @property
     def process_bytes(self) -> int:
         """What processes that help take beside the weights; 0 if there are none to be."""
-        count = self.team.threads - 1
-        if count == 0 or self.stream.nbytes < WORTH_PROCESSES:
+        if not self._may_help:
             return 0
-        exchanged = exchange_bytes([matrix.shape for matrix in self._matrices.values()])
-        return count * (PROCESS_BYTES + self.vector_bytes) + sum(exchanged)
+        for_x, for_y = exchange_bytes([matrix.shape for matrix in self._matrices.values()])
+        each = PROCESS_BYTES + self.vector_bytes + for_y  # some have arrays beside matrices
+        return for_x + (self.team.threads - 1) * each
 
     @property
     def processes(self) -> Processes | None:
@@ -125,13 +129,15 @@ class WeightStore:
         self.stream.pin(nbytes)
         pages, room = self.stream.pages, nbytes - self.stream.nbytes
         if pages is None or not 0 < self.process_bytes <= room:
-            self._send_home()
+            self._end_processes()
         elif self._processes is None:
             layout = [(matrix.format, matrix.cuts(pages)) for matrix in self._matrices.values()]
-            with suppress(OSError):  # threads do without
+            try:
                 self._processes = Processes(self.team.threads - 1, pages.memory, layout)
+            except OSError:  # threads do without, and it would fail again
+                self._may_help = False
 
-    def _send_home(self) -> None:
+    def _end_processes(self) -> None:
         if self._processes is not None:
             self._processes.close()
         self._processes = None
@@ -164,7 +170,7 @@ class WeightStore:
 
     def close(self) -> None:
         """End all threads and processes, close all files, give back all memory."""
-        self._send_home()
+        self._end_processes()
         self.stream.close()
         self.team.close()
         self._files.close()
