@@ -5,9 +5,10 @@ import logging
 import multiprocessing
 import re
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import dask
 from distributed import Client, LocalCluster, Security
 from distributed.comm.core import connect
 from distributed.utils import silence_logging_cmgr
+from distributed.versions import VersionMismatchWarning
 
 from numpy_bloom.cluster.chain import Chain
 from numpy_bloom.cluster.model import ClusterModel
@@ -23,6 +25,8 @@ from numpy_bloom.errors import NumpyBloomError, OptionError
 from numpy_bloom.model.config import BloomConfig
 from numpy_bloom.weights.budget import default_memory, default_threads
 from numpy_bloom.weights.folder import read_manifest
+
+logger = logging.getLogger(__name__)
 
 LOCAL = re.compile(r"local:([1-9]\d*)")
 ADDRESS = re.compile(r"(tcp|tls)://.+:\d+")
@@ -112,12 +116,31 @@ def _client(cluster: Any, ours: ExitStack) -> Client:
         # In a thread, since a loop may run in this one.
         with ThreadPoolExecutor(1) as apart:
             apart.submit(asyncio.run, _greet(cluster)).result()
-        return ours.enter_context(Client(cluster, timeout=CONNECT_SECONDS, set_as_default=False))
+        with _versions_in_one_line():
+            client = Client(cluster, timeout=CONNECT_SECONDS, set_as_default=False)
+        return ours.enter_context(client)
     except (OSError, ValueError, TypeError, asyncio.TimeoutError) as error:
         told = str(error) or f"{CONNECT_SECONDS} s of silence"
         raise NumpyBloomError(
             f"no scheduler answers at {cluster}: {told}; start one: dask scheduler"
         ) from error
+
+
+@contextmanager
+def _versions_in_one_line() -> Iterator[None]:
+    """Log which versions differ. Dask warns of it with a table of many lines."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", VersionMismatchWarning)
+        yield
+    for warning in caught:
+        if issubclass(warning.category, VersionMismatchWarning):
+            rows = [line for line in str(warning.message).splitlines() if line.startswith("|")]
+            told = "; ".join(" ".join(row.replace("|", " ").split()) for row in rows)
+            logger.warning("versions differ: %s", told)
+        else:
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
 
 
 async def _greet(address: str) -> None:

@@ -4,6 +4,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,31 @@ def scheduler() -> Iterator[tuple[subprocess.Popen[str], str]]:
         assert process.stdout is not None
         yield process, process.stdout.readline().strip()
         process.kill()
+
+
+def test_versions_that_differ_are_told_in_one_line(
+    folder: Path,
+    scheduler: tuple[subprocess.Popen[str], str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Dask would warn with a table. Other warnings are left as they are."""
+    real = distributed.versions.get_versions
+
+    def get_versions() -> dict[str, Any]:
+        warnings.warn("of something else", stacklevel=1)
+        told = real()
+        return told | {"packages": told["packages"] | {"msgpack": "0.0.9"}}
+
+    monkeypatch.setattr(distributed.versions, "get_versions", get_versions)
+    with pytest.warns(UserWarning, match="of something else") as warned:
+        numpy_bloom.load(folder, cluster=scheduler[1]).close()
+    assert len(warned) == 1
+    there = real()["packages"]["msgpack"]
+    (told,) = [record.message for record in caplog.records if "versions" in record.message]
+    assert told == (
+        f"versions differ: Package Client Scheduler Workers; msgpack 0.0.9 {there} {there}"
+    )
 
 
 @pytest.mark.parametrize("during", [False, True])
