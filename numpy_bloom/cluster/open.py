@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,8 @@ def _local(workers: int, ours: ExitStack) -> LocalCluster:
                 memory_limit=memory + BESIDE,
                 dashboard_address=":0",  # any port that is free
                 silence_logs=logging.CRITICAL,
+                # Else processes that are started again would have what the program has by then.
+                config=deepcopy(dask.config.config),
             )
     except RuntimeError as error:
         raise NumpyBloomError(

@@ -1,6 +1,7 @@
 """What the tests of clusters share: models, and what is found out about workers."""
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,11 @@ def pids(model: Bloom) -> dict[str, int]:
     """Processes of all workers, by address."""
     client = model.model._chain.workers.client
     return dict(client.run(os.getpid))
+
+
+def strike(model: Bloom, place: int, number: int = signal.SIGKILL) -> None:
+    """Kill, or stop, the process that holds one of the parts."""
+    os.kill(pids(model)[holders(model)[place]], number)
 
 
 def holders(model: Bloom) -> list[str]:

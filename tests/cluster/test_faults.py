@@ -11,7 +11,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from clusters import NEW, PROMPTS, caches_held, distributed, generated, holders, opened, pids, texts
+from clusters import (
+    NEW,
+    PROMPTS,
+    caches_held,
+    distributed,
+    generated,
+    holders,
+    opened,
+    pids,
+    strike,
+    texts,
+)
 
 import numpy_bloom
 from numpy_bloom.bloom import Bloom
@@ -36,11 +47,6 @@ def spread(folder: Path) -> Iterator[Bloom]:
         patch.setitem(LOCAL_SETTINGS, "distributed.scheduler.worker-ttl", "500ms")
         with opened(folder, "local:3") as model:
             yield model
-
-
-def strike(model: Bloom, place: int, number: int = signal.SIGKILL) -> None:
-    """Kill, or stop, the process that holds one of the parts."""
-    os.kill(pids(model)[holders(model)[place]], number)
 
 
 def in_pass(monkeypatch: pytest.MonkeyPatch, number: int, work: Callable[[], Any]) -> list[int]:

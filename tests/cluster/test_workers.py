@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import dask
 import numpy as np
 import pytest
-from clusters import NEW, PROMPTS, caches_held, distributed, holders, opened
+from clusters import NEW, PROMPTS, caches_held, distributed, holders, opened, strike
 
 import numpy_bloom
 from numpy_bloom.cluster import workers
+from numpy_bloom.cluster.open import LOCAL_SETTINGS
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.model.memory import Needs
 from numpy_bloom.weights.folder import block_file
@@ -126,6 +128,31 @@ def test_a_script_without_a_guard(tmp_path: Path) -> None:
     assert ended.returncode == 1
     assert ended.stderr.count("Traceback") == 1
     assert 'below `if __name__ == "__main__":`' in ended.stderr.splitlines()[-1]
+
+
+def test_settings_of_processes_here_are_not_the_programs(folder: Path) -> None:
+    """The processes have them, those that are started again as well."""
+
+    def programs() -> dict[str, Any]:
+        return {name: dask.config.get(name) for name in LOCAL_SETTINGS}
+
+    def processes() -> list[dict[str, Any]]:
+        told = client.run(lambda: dask.config.config)
+        return [
+            {name: dask.config.get(name, config=config) for name in LOCAL_SETTINGS}
+            for config in told.values()
+        ]
+
+    before, timeout = programs(), dask.config.get("distributed.deploy.lost-worker-timeout")
+    with opened(folder, "local:1") as model:
+        client = model.model._chain.workers.client
+        assert programs() == before
+        assert processes() == [LOCAL_SETTINGS]
+        strike(model, 0)
+        model(PROMPTS[0])  # waits for the one that is started again
+        assert processes() == [LOCAL_SETTINGS]
+    assert programs() == before
+    assert dask.config.get("distributed.deploy.lost-worker-timeout") == timeout
 
 
 SCHEDULER = """
