@@ -16,6 +16,8 @@ from numpy_bloom.cluster.share import Share, Travelling, call
 from numpy_bloom.cluster.survey import survey
 from numpy_bloom.cluster.workers import LostError, Workers, is_there
 from numpy_bloom.model.config import BloomConfig
+from numpy_bloom.model.forward import TokenIds
+from numpy_bloom.model.passes import Leg
 
 logger = logging.getLogger(__name__)
 
@@ -150,6 +152,27 @@ class Chain:
         return min(seconds)
 
     # --- tasks ------------------------------------------------------------------------------------
+
+    def send(
+        self, ids: TokenIds, leg: Leg, numbers: Sequence[int], known: Sequence[int]
+    ) -> Future[Any]:
+        """Send tokens through all shares, one after the other.
+
+        Args:
+            ids: of all sequences that go together.
+            leg: what the whole pass has to do.
+            numbers, known: see `Share.run`.
+
+        Returns:
+            What the last share will give.
+        """
+        travelling: Any = Travelling(ids)
+        for place, part in enumerate(self.parts):
+            own = leg if part.unembeds else Leg(leg.lengths)
+            own = own._replace(embeds=part.embeds)
+            what = f"{part}, {len(ids)} token{'s' if len(ids) > 1 else ''}"
+            travelling = self.submit(place, "run", travelling, own, numbers, known, what=what)
+        return travelling
 
     def everywhere(self, method: str, *arguments: Any) -> list[Any]:
         """Call a method of each share. Their results, in the order of a pass.

@@ -60,11 +60,8 @@ class ClusterModel:
         self.config = config
         self.bytes_read = 0
         self._chain = chain
-        # Of each share, by name: weights that are pinned, and all that its passes use.
-        self._weights: dict[str, tuple[int, int]] = {}
+        self._runs = Runs(chain)
         self._repairs = 0
-        self._known: set[str] = set(chain.names)  # shares that have prepared for all runs
-        self._runs = Runs()
         self._sent: list[Future[Any]] = []  # results of the last pass, see HELD_BYTES
         self._on_weights: OnWeights = lambda _name, _nbytes: None
         self._one_at_a_time = threading.RLock()
@@ -73,16 +70,12 @@ class ClusterModel:
     @property
     def bytes_pinned(self) -> int:
         """Of weights that are in the workers' memory."""
-        return sum(pinned for pinned, _ in self._held())
+        return sum(pinned for pinned, _ in self._runs.weights())
 
     @property
     def weight_bytes(self) -> int:
         """Of weights that a pass uses; before the first run, of their files."""
-        return sum(nbytes for _, nbytes in self._held())
-
-    def _held(self) -> list[tuple[int, int]]:
-        parts = zip(self._chain.names, self._chain.parts, strict=True)
-        return [self._weights.get(name, (0, part.nbytes)) for name, part in parts]
+        return sum(nbytes for _, nbytes in self._runs.weights())
 
     @property
     def memory(self) -> int:
@@ -115,19 +108,13 @@ class ClusterModel:
         self, method: str, arguments: tuple[Any, ...], capacities: Sequence[int], pass_tokens: int
     ) -> list[RemoteCache]:
         numbers = self._runs.numbers(len(capacities))
-
-        def prepare() -> None:
-            self._drop()
-            told = self._chain.everywhere(method, numbers, *arguments)
-            self._weights = dict(zip(self._chain.names, told, strict=True))
-
+        run = Run(method, numbers, arguments, set(numbers))
         with self._one_at_a_time:
             self._runs.forget()
             if not self._runs.going_on and self._chain.is_out_of_date():
                 self._chain.begin()
-                self._known = set(self._chain.names)
             try:
-                self._surviving(prepare)
+                self._surviving(lambda: self._runs.prepare(run))
             except BaseException:
                 self._runs.unwanted += numbers  # some workers may have them
                 raise
@@ -137,7 +124,7 @@ class ClusterModel:
                 RemoteCache(self, number, capacity, pass_tokens, shape, self._repairs)
                 for number, capacity in zip(numbers, capacities, strict=True)
             ]
-            self._runs.add(Run(method, numbers, arguments, set(numbers)), caches)
+            self._runs.add(run, caches)
         return caches
 
     def has_room(self, needs: Needs, *, resident: bool = False) -> bool:
@@ -152,18 +139,11 @@ class ClusterModel:
 
     def _all(self, method: str, *arguments: Any) -> bool:
         def ask() -> bool:
-            self._drop()
+            self._runs.drop()
             return all(self._chain.everywhere(method, *arguments))
 
         with self._one_at_a_time:
             return self._surviving(ask)
-
-    def _drop(self) -> None:
-        """Have workers forget the caches that nobody holds any more."""
-        self._runs.forget()
-        if self._runs.unwanted:
-            self._chain.everywhere("drop", self._runs.unwanted)
-            self._runs.unwanted = []
 
     # --- passes -----------------------------------------------------------------------------------
 
@@ -209,7 +189,7 @@ class ClusterModel:
                 leg = Leg(
                     [len(one) for one in ids], rows=rows, unembeds=targets is None, targets=wanted
                 )
-                chains.append(self._submit(np.concatenate(ids), leg, [caches[i] for i in group]))
+                chains.append(self._send(np.concatenate(ids), leg, [caches[i] for i in group]))
             self._sent = []
             arrived = self._arrived(chains)
             if sum(one.x.nbytes for one in arrived) <= HELD_BYTES:
@@ -233,23 +213,9 @@ class ClusterModel:
         groups = min(count, len(self._chain.parts)) if resident else 1
         return np.array_split(np.arange(count), groups)
 
-    def _submit(self, ids: TokenIds, leg: Leg, caches: Sequence[RemoteCache]) -> Future[Any]:
-        """One task after the other; what the last one will give."""
-        numbers = [cache.number for cache in caches]
-        known = [cache.length for cache in caches]
-        travelling: Any = Travelling(ids)
-        for place, part in enumerate(self._chain.parts):
-            own = leg if part.unembeds else Leg(leg.lengths)
-            travelling = self._chain.submit(
-                place,
-                "run",
-                travelling,
-                own._replace(embeds=part.embeds),
-                numbers,
-                known,
-                what=f"{part}, {len(ids)} token{'s' if len(ids) > 1 else ''}",
-            )
-        return travelling
+    def _send(self, ids: TokenIds, leg: Leg, caches: Sequence[RemoteCache]) -> Future[Any]:
+        numbers, known = [cache.number for cache in caches], [cache.length for cache in caches]
+        return self._chain.send(ids, leg, numbers, known)
 
     def _arrived(self, chains: Sequence[Future[Any]]) -> list[Travelling]:
         arrived: list[Travelling] = self._chain.results(chains)
@@ -297,8 +263,7 @@ class ClusterModel:
         """Do something, again if a worker was lost meanwhile."""
         for _ in range(MOST_LOSSES):
             try:
-                if not self._known.issuperset(self._chain.names):
-                    self._tell_new_shares()
+                self._runs.tell_new_shares()
                 return work()
             except LostError:
                 self._repairs += 1
@@ -308,19 +273,6 @@ class ClusterModel:
             f"workers were lost {MOST_LOSSES} times in a row; their logs may tell why, or whether "
             "they have too little memory"
         )
-
-    def _tell_new_shares(self) -> None:
-        """Have shares that were opened anew prepare for the runs that are not over."""
-        chain = self._chain
-        new = [place for place, name in enumerate(chain.names) if name not in self._known]
-        for run in self._runs.going_on:
-            given_up = [number for number in run.numbers if number not in run.held]
-            told = chain.results(
-                [chain.submit(i, run.method, run.numbers, *run.arguments) for i in new]
-            )
-            self._weights |= zip([chain.names[i] for i in new], told, strict=True)
-            chain.results([chain.submit(i, "drop", given_up) for i in new])
-        self._known = set(chain.names)
 
     def _restore(self, caches: Sequence[RemoteCache]) -> None:
         """Compute again what a lost worker knew of some sequences, in passes that are no larger
@@ -340,6 +292,6 @@ class ClusterModel:
                 cache.length = begin
                 part = ids[begin : begin + cache.pass_tokens]
                 leg = Leg([len(part)], rows=nothing)
-                self._arrived([self._submit(part, leg, [cache])])
+                self._arrived([self._send(part, leg, [cache])])
         finally:
             cache.length = length

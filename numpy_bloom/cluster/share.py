@@ -71,7 +71,7 @@ class Share:
         """`Model.prepare`, its caches known by numbers from now on.
 
         Returns:
-            Bytes of weights that are pinned, and of all weights that its passes use.
+            See `weights`.
         """
         self.drop(numbers)  # which a client may have given before a loss
         return self._keep(numbers, self._model.prepare(self._own(needs)))
@@ -98,6 +98,10 @@ class Share:
         """`Model.has_room_for_pass`."""
         rows = target_rows * self._unembeds
         return self._model.has_room_for_pass(tokens, longest, target_rows=rows, resident=resident)
+
+    def weights(self) -> tuple[int, int]:
+        """Bytes of weights that are pinned, and of all weights that its passes use."""
+        return self._model.bytes_pinned, self._model.weight_bytes
 
     def drop(self, numbers: Sequence[int]) -> None:
         """Nobody holds these caches any more."""
@@ -143,7 +147,7 @@ class Share:
 
     def _keep(self, numbers: Sequence[int], caches: Sequence[Any]) -> tuple[int, int]:
         self._caches.update(zip(numbers, caches, strict=True))
-        return self._model.bytes_pinned, self._model.weight_bytes
+        return self.weights()
 
     def _cache(self, number: int, known: int) -> Cache:
         cache: Cache = self._caches[number]

@@ -23,10 +23,12 @@ from clusters import (
     strike,
     texts,
 )
+from support.dials import in_many_pieces
 
 import numpy_bloom
 from numpy_bloom.bloom import Bloom
-from numpy_bloom.cluster import chain, workers
+from numpy_bloom.cluster import chain, share, workers
+from numpy_bloom.cluster import model as cluster_model
 from numpy_bloom.cluster.model import ClusterModel
 from numpy_bloom.cluster.open import LOCAL_SETTINGS
 from numpy_bloom.errors import NumpyBloomError
@@ -162,13 +164,13 @@ def test_rebuilding_takes_no_larger_passes_than_the_run(
 ) -> None:
     """There is no room for them."""
     largest = []
-    real = ClusterModel._submit
+    real = ClusterModel._send
 
-    def submit(self: ClusterModel, ids: Any, leg: Any, caches: Any) -> Any:
+    def send(self: ClusterModel, ids: Any, leg: Any, caches: Any) -> Any:
         largest.append(len(ids))
         return real(self, ids, leg, caches)
 
-    monkeypatch.setattr(ClusterModel, "_submit", submit)
+    monkeypatch.setattr(ClusterModel, "_send", send)
     generation = spread.generate(PROMPTS[1][:2], max_new_tokens=NEW)
     for _ in range(NEW - 2):
         next(generation)
@@ -199,6 +201,34 @@ def test_a_worker_hangs(one: Bloom, spread: Bloom) -> None:
     strike(spread, 0, signal.SIGSTOP)
     list(generation)
     assert generation.token_ids == [token for token, _ in generated(one, PROMPTS[0])]
+
+
+def test_losses_without_end(one: Bloom, spread: Bloom, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each pass may lose some, but a pass that loses workers each time it is done is given up."""
+    monkeypatch.setattr(cluster_model, "MOST_LOSSES", 2)
+    struck = []
+
+    def struck_before(method: str) -> None:
+        real = getattr(ClusterModel, method)
+
+        def work(*arguments: Any, **options: Any) -> Any:
+            struck.append(method)
+            strike(spread, 0)
+            return real(*arguments, **options)
+
+        losing.setattr(ClusterModel, method, work)
+
+    with monkeypatch.context() as losing:
+        struck_before("run")
+        expected = [token.id for token in one.generate(PROMPTS[0], max_new_tokens=2)]
+        assert [token.id for token in spread.generate(PROMPTS[0], max_new_tokens=2)] == expected
+    with monkeypatch.context() as losing:
+        struck_before("_send")
+        told = "^workers were lost 2 times in a row; their logs may tell why"
+        with pytest.raises(NumpyBloomError, match=told):
+            generated(spread, PROMPTS[0])
+    assert struck == ["run", "run", "_send", "_send"]
+    assert texts(spread) == texts(one)
 
 
 def test_a_text_of_a_file_says_how_to_go_on(one: Bloom, spread: Bloom, tmp_path: Path) -> None:
@@ -252,6 +282,40 @@ def test_who_comes_and_goes(folder: Path, one: Bloom, monkeypatch: pytest.Monkey
         cluster.scale(1)
         client.wait_for_workers(1, timeout=30)
         assert [token for token, _ in generated(model, PROMPTS[0])] == expected
+
+
+def test_what_is_pinned_after_a_loss(
+    folder: Path, one: Bloom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who takes a part as well has less memory for its own: all tell anew what they hold."""
+    in_many_pieces(monkeypatch)
+    prompt = PROMPTS[0][:3]
+    expected = [token for token, _ in generated(one, prompt)]
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=False, dashboard_address=":0"
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        with opened(folder, client) as model:
+            generated(model, prompt)
+            needed = sum(one._model.memory_for_all for one in shares(model))
+            memory = needed - model.model.weight_bytes // 8
+        with opened(folder, client, memory=memory) as model:
+            generation = model.generate(prompt, max_new_tokens=NEW)
+            next(generation)
+            assert model.model.bytes_pinned == model.model.weight_bytes
+            cluster.scale(1)
+            list(generation)
+            assert len(set(holders(model))) == 1
+            pinned = sum(one._model.bytes_pinned for one in shares(model))
+            assert 0 < model.model.bytes_pinned == pinned < model.model.weight_bytes
+        assert generation.token_ids == expected
+
+
+def shares(model: Bloom) -> list[share.Share]:
+    """Those of workers in this process."""
+    return [share._here[name] for name in model.model._chain.names]
 
 
 @pytest.mark.parametrize("kill", [os.killpg, os.kill])
