@@ -14,7 +14,8 @@ from distributed import Client, Future
 from numpy_bloom.cluster.plan import Part, Sizes, deal, expected_seconds, plan_text, redeal
 from numpy_bloom.cluster.share import Share, Travelling, call
 from numpy_bloom.cluster.survey import survey
-from numpy_bloom.cluster.workers import LostError, Workers, is_there
+from numpy_bloom.cluster.workers import LOOK_SECONDS, MOST_SECONDS, LostError, Workers, is_there
+from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.model.config import BloomConfig
 from numpy_bloom.model.forward import TokenIds
 from numpy_bloom.model.passes import Leg
@@ -87,11 +88,9 @@ class Chain:
 
         Raises:
             LostError: one more worker is lost.
-            NumpyBloomError: no worker is left that could hold one.
+            NumpyBloomError: no worker is left that could hold one, and none comes back.
         """
-        self.workers.look()
-        lost = self._lost()
-        dealt = redeal(self.parts, lost, list(self.workers.offers.values()), self._sizes)
+        lost, dealt = self._dealt_anew()
         for place, part in enumerate(dealt):
             if place not in lost and part.memory != self.parts[place].memory:
                 turned = self.submit(place, "turn", part.memory)
@@ -108,6 +107,23 @@ class Chain:
             self.parts[place], self.names[place] = part, _new_name()
             self._actors[place] = self._start(place)
         self.results([self._actors[place] for place in lost])
+
+    def _dealt_anew(self) -> tuple[list[int], list[Part]]:
+        """Places of parts that are lost, and all parts as others have them."""
+        end, told = time.monotonic() + MOST_SECONDS, False
+        while True:
+            self.workers.look()
+            lost = self._lost()
+            try:
+                offers = list(self.workers.offers.values())
+                return lost, redeal(self.parts, lost, offers, self._sizes)
+            except NumpyBloomError as error:  # a nanny may be starting one again that has the files
+                if time.monotonic() > end:
+                    raise
+                if not told:
+                    logger.warning("%s; waiting %g s for that", error, MOST_SECONDS)
+                    told = True
+            time.sleep(LOOK_SECONDS)
 
     def end(self) -> None:
         """Give back what the workers hold."""

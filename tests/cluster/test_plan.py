@@ -1,7 +1,5 @@
-"""Who gets which blocks, and what is said of it; machines that have some of the files only."""
+"""Who gets which blocks, and what is said of it."""
 
-import os
-import shutil
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -9,20 +7,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from clusters import PROMPTS, distributed, holders, opened
+from clusters import PROMPTS, distributed, opened
 from support.commands import Command, check_failure
 from support.dials import in_many_pieces
 
 import numpy_bloom
-from conversion import split as split_command
-from conversion.split import split
 from numpy_bloom import evaluate, generate
 from numpy_bloom.cluster import open as open_cluster
 from numpy_bloom.cluster import share
 from numpy_bloom.cluster.plan import Part, Sizes, Worker, deal, expected_seconds, plan_text, redeal
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.model.model import Model
-from numpy_bloom.weights.folder import EMBEDDINGS, FINAL_LAYERNORM, MANIFEST, block_file
+from numpy_bloom.weights.folder import EMBEDDINGS, FINAL_LAYERNORM, block_file
 
 BLOCKS = 12
 SIZES = Sizes([100] * BLOCKS, 300, [FINAL_LAYERNORM, EMBEDDINGS])
@@ -187,69 +183,6 @@ def test_a_share_is_streamed(
 def needed(model: Model) -> tuple[int, int, int]:
     """All that its run would take; its weights, and what they would take at least."""
     return model.memory_for_all, model.weight_bytes, model._least_weights(resident=False)
-
-
-def test_machines_that_have_a_part_each(
-    folder: Path, cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each worker finds its part, and the client only small files, under the same path."""
-    model = tmp_path / "model"
-    shutil.copytree(folder, model)
-    dealt = split(model, 2)
-    assert [str(part) for _, part in dealt] == ["blocks 0 to 3", "blocks 4 to 5 and head"]
-    small = tmp_path / "small"
-    small.mkdir()
-    for file in model.glob("*.json"):
-        shutil.copy(file, small)
-    with numpy_bloom.load(folder) as one, distributed.Client(cluster) as client:
-        homes = dict(zip(client.nthreads(), [path for path, _ in dealt], strict=True))
-        here = Path("/proc/self/cwd/blocks")  # in each process another place
-        for address, path in homes.items():
-            (tmp_path / address[-5:]).mkdir()
-            path.rename(tmp_path / address[-5:] / "blocks")
-            client.run(os.chdir, tmp_path / address[-5:], workers=[address])
-        (tmp_path / "client").mkdir()
-        small.rename(tmp_path / "client/blocks")
-        monkeypatch.chdir(tmp_path / "client")
-        shutil.rmtree(model)
-        with opened(here, client) as spread:
-            assert np.array_equal(spread(PROMPTS[0]), one(PROMPTS[0]))
-            assert holders(spread) == list(homes)
-        (tmp_path / address[-5:] / "blocks" / FINAL_LAYERNORM).unlink()
-        with (
-            pytest.raises(NumpyBloomError, match=f"no worker .* has {FINAL_LAYERNORM} of {here}"),
-            opened(here, client),
-        ):
-            pass
-
-
-def test_split_of_the_current_folder(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shutil.copytree(folder, tmp_path / "model")
-    monkeypatch.chdir(tmp_path / "model")
-    assert [path for path, _ in split(Path(), 2)] == [
-        tmp_path / "model.1-of-2",
-        tmp_path / "model.2-of-2",
-    ]
-
-
-def test_split_refuses(folder: Path, tmp_path: Path, command: Command) -> None:
-    model = tmp_path / "model"
-    shutil.copytree(folder, model)
-    result = command(split_command, model, "--parts", 9)
-    check_failure(result, "split", "parts is 9; expected a value in [1, 7]", 2)
-    result = command(split_command, model, "--parts", 2)
-    assert (result.code, result.err) == (0, "")
-    assert result.out.startswith(f"{model}.1-of-2: blocks 0 to 3, ")
-    for name in (block_file(0), "config.json", MANIFEST):
-        assert (tmp_path / "model.1-of-2" / name).samefile(model / name)
-    assert not (tmp_path / "model.2-of-2" / block_file(0)).exists()
-    result = command(split_command, model, "--parts", 2)
-    check_failure(result, "split", "model.1-of-2 is there already; remove it first")
-    (model / block_file(3)).unlink()
-    result = command(split_command, model, "--parts", 3)
-    check_failure(result, "split", "has block_003.safetensors of")
 
 
 def test_commands(command: Command, tmp_path: Path) -> None:
