@@ -13,6 +13,7 @@ from support.checkpoints import byte_ids
 from support.conversions import converted
 
 distributed = pytest.importorskip("distributed", reason="the extra cluster is not installed")
+dask = pytest.importorskip("dask")
 
 import numpy_bloom  # noqa: E402
 from numpy_bloom.bloom import Bloom  # noqa: E402

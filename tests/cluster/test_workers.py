@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import dask
 import numpy as np
 import pytest
-from clusters import NEW, PROMPTS, caches_held, distributed, holders, opened, strike
+from clusters import NEW, PROMPTS, caches_held, dask, distributed, holders, opened, strike
 
 import numpy_bloom
 from numpy_bloom.cluster import workers
