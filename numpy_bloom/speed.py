@@ -50,6 +50,7 @@ def measure(bloom: TextModel, prompt_tokens: int, new_tokens: int) -> Measuremen
 
     capacity = prompt_tokens + new_tokens
     caches = model.prepare(Needs([capacity], pass_tokens=prompt_tokens, logit_rows=1))
+    store.wait_for_processes()
     ids = np.arange(prompt_tokens) % bloom.config.vocab_size
     seconds = []
     for _ in range(1 + new_tokens):

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from support import batches, commands, keeping, streams
+from support import batches, commands, prompt_caches, streams
 from support.checkpoints import Checkpoint
 from support.conversions import converted
 from support.dials import in_many_pieces, model_folder
@@ -127,15 +127,15 @@ def small_copy(small_folder: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def endless_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bloom]:
-    checkpoint = Checkpoint(heads=3, hidden=24, **keeping.ENDLESS)
-    with numpy_bloom.load(converted(checkpoint, tmp_path_factory.mktemp("kept"))) as model:
+    checkpoint = Checkpoint(heads=3, hidden=24, **prompt_caches.ENDLESS)
+    with numpy_bloom.load(converted(checkpoint, tmp_path_factory.mktemp("endless"))) as model:
         yield model
 
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A converted model whose texts make small files; nobody changes it."""
-    return converted(Checkpoint(**keeping.TINY), tmp_path_factory.mktemp("tiny"))
+    return converted(Checkpoint(**prompt_caches.TINY), tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")
@@ -146,8 +146,10 @@ def tiny_model(tiny_folder: Path) -> Iterator[Bloom]:
 
 @pytest.fixture(scope="module")
 def tiny_text(tiny_model: Bloom) -> list[int]:
-    """What the tiny model says after `keeping.PROMPT`."""
-    return keeping.ids_of(tiny_model.generate(keeping.PROMPT, max_new_tokens=keeping.NEW))
+    """What the tiny model says after `prompt_caches.PROMPT`."""
+    return prompt_caches.ids_of(
+        tiny_model.generate(prompt_caches.PROMPT, max_new_tokens=prompt_caches.NEW)
+    )
 
 
 @pytest.fixture
@@ -159,12 +161,12 @@ def text_file(tmp_path: Path) -> Path:
 @pytest.fixture
 def begun_file(tiny_model: Bloom, text_file: Path) -> Path:
     """It keeps the tiny model's text, which was cut off."""
-    prompt, begun, new = keeping.PROMPT, keeping.BEGUN, keeping.NEW
-    keeping.cut_off(tiny_model, text_file, prompt, begun, max_new_tokens=new)
+    prompt, begun, new = prompt_caches.PROMPT, prompt_caches.BEGUN, prompt_caches.NEW
+    prompt_caches.cut_off(tiny_model, text_file, prompt, begun, max_new_tokens=new)
     return text_file
 
 
 @pytest.fixture
 def fed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many tokens each pass takes in."""
-    return keeping.count_fed(monkeypatch)
+    return prompt_caches.count_fed(monkeypatch)

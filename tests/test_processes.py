@@ -23,12 +23,15 @@ from support.threads import no_deadlock
 import numpy_bloom
 from numpy_bloom.bloom import Bloom
 from numpy_bloom.model.memory import Needs
+from numpy_bloom.speed import measure
 from numpy_bloom.weights import processes, store
 from numpy_bloom.weights.formats import FORMATS, base
 from numpy_bloom.weights.processes import MOST_TOKENS, PROCESS_BYTES, Processes
+from numpy_bloom.weights.shared import SharedPages
 
 IDS = byte_ids("Todos los seres humanos")
 PLENTY = 4 << 30
+LOST = "a process that helped to compute has ended; threads do its part"
 
 pytestmark = pytest.mark.skipif(
     not hasattr(os, "memfd_create"), reason="only Linux has memory that processes share by handle"
@@ -98,10 +101,8 @@ def opened(folder: Path, threads: int = 2, memory: int = PLENTY) -> Bloom:
     """A model that has made room for a run, and whose processes are ready."""
     model = numpy_bloom.load(folder, memory=memory, threads=threads)
     model.generate(IDS)
-    until = time.monotonic() + 60
-    while not model.model.store.processes:
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    model.model.store.wait_for_processes()
+    assert model.model.store.processes
     return model
 
 
@@ -189,20 +190,23 @@ def test_one_that_is_killed(
         assert len(helped) == 1
         assert logits(model) == expected
         assert len(helped) == 1
-    assert [record.getMessage() for record in caplog.records] == [
-        "a process that helped to compute has ended; threads do its part"
-    ]
+    assert [record.getMessage() for record in caplog.records] == [LOST]
     assert children() == []
 
 
-def test_one_that_ends_before_it_is_ready(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("program", ["/bin/false", "/bin/echo"])
+def test_a_program_that_is_no_python(
+    folder: Path, program: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends before it is ready, or prints what is no answer."""
     expected = by_threads(folder, monkeypatch)
-    monkeypatch.setattr(sys, "executable", "/bin/false")
+    monkeypatch.setattr(sys, "executable", program)
     with numpy_bloom.load(folder, threads=2, memory=PLENTY) as model:
-        for _ in range(20):
-            assert logits(model) == expected
-            time.sleep(0.01)
+        model.generate(IDS)
+        model.model.store.wait_for_processes()
         assert model.model.store.processes is None
+        assert logits(model) == expected
+    assert [record.getMessage() for record in caplog.records] == [LOST]
 
 
 def test_one_that_is_late(folder: Path, helped: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,17 +216,6 @@ def test_one_that_is_late(folder: Path, helped: list[int], monkeypatch: pytest.M
         with numpy_bloom.load(folder, threads=2, memory=PLENTY) as model:
             assert logits(model) == expected
             assert helped == []
-
-
-def test_a_program_that_is_no_python(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it prints is no answer."""
-    expected = by_threads(folder, monkeypatch)
-    monkeypatch.setattr(sys, "executable", "/bin/echo")
-    with numpy_bloom.load(folder, threads=2, memory=PLENTY) as model:
-        for _ in range(10):
-            assert logits(model) == expected
-            time.sleep(0.01)
-        assert model.model.store.processes is None
 
 
 @pytest.mark.parametrize("missing", ["memory", "program", "name of the program"])
@@ -332,6 +325,21 @@ def test_many_open_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with opened(folder) as model:
             assert logits(model) == expected
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_speed_is_measured_with_them(folder: Path, helped: list[int]) -> None:
+    """The first pass begins when they are ready."""
+    with numpy_bloom.load(folder, threads=2, memory=PLENTY) as model:
+        measure(model, prompt_tokens=2, new_tokens=3)
+    assert len(helped) == 4 * 9  # matrices of two blocks, and the head
+
+
+def test_memory_for_the_largest_model_costs_nothing() -> None:
+    """352 GB, of which nothing is written."""
+    pages = SharedPages.make(dict.fromkeys(range(22_000), 16 << 20))
+    assert pages is not None
+    pages.keep([0])
+    pages.close()
 
 
 def test_the_dial(folder: Path) -> None:

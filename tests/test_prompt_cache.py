@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 from support.dials import EVERYTHING, in_many_pieces, least_memory, model_folder
 from support.dials import NEW as FEW
 from support.dials import PROMPT as LONG
-from support.keeping import ids_of, said
+from support.prompt_caches import ids_of, said
 
 import numpy_bloom
 from numpy_bloom.bloom import Bloom

@@ -8,7 +8,7 @@ import pytest
 from support.checkpoints import Checkpoint
 from support.commands import Command, check_failure
 from support.conversions import converted
-from support.keeping import ENDLESS, cut_off
+from support.prompt_caches import ENDLESS, cut_off
 
 import numpy_bloom
 from numpy_bloom import generate

@@ -1,4 +1,4 @@
-"""Files of kept texts that are damaged: told in one line, and never another text."""
+"""Prompt caches that are damaged: told in one line, and never another text."""
 
 import json
 import random
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.keeping import BEGUN, NEW, PROMPT, again, ids_of
+from support.prompt_caches import BEGUN, NEW, PROMPT, again, ids_of
 
 from numpy_bloom.bloom import Bloom
 from numpy_bloom.errors import NumpyBloomError

@@ -1,4 +1,4 @@
-"""Files that are no kept text of this model, are not there, or cannot be written or read."""
+"""Files that are no prompt cache of this model, are not there, or cannot be written or read."""
 
 import errno
 import os
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from support.checkpoints import Checkpoint, write_safetensors
 from support.conversions import converted, failing
-from support.keeping import NEW, PROMPT, TINY, again, ids_of
+from support.prompt_caches import NEW, PROMPT, TINY, again, ids_of
 
 import numpy_bloom
 from numpy_bloom.bloom import Bloom

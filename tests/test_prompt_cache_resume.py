@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from support.checkpoints import Checkpoint, byte_ids
 from support.conversions import converted
-from support.keeping import ENDLESS, ids_of, said
+from support.prompt_caches import ENDLESS, ids_of, said
 
 import numpy_bloom
 from numpy_bloom.bloom import Bloom

@@ -69,7 +69,8 @@ class Room:
 
     @property
     def resident_bytes(self) -> int:
-        """What the runs that are not over need, with all weights in memory; without drafts."""
+        """What the runs that are not over need, with all weights and what helps to multiply by them
+        in memory; without drafts."""
         return self._held_bytes(0, 0) + self.stream.nbytes + self.store.process_bytes
 
     @contextmanager

@@ -21,7 +21,6 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from itertools import chain
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -92,7 +91,7 @@ class Processes:
         self._command = 0
         self._all: list[_Process] = []
         self._ready = 0
-        self._ended = self._closed = False
+        self._ended = False
         for_x, for_y = exchange_bytes([format.shape for format, _ in layout])
         self._x = SharedMemory(nbytes=for_x)
         try:
@@ -116,9 +115,16 @@ class Processes:
                 answer = self._all[self._ready].look()
                 if answer is None:
                     return False
+                if answer != _ANSWER.pack(0):
+                    self._lost()
                 self._ready += 1
-                self._ended = answer != _ANSWER.pack(0)
         return not self._ended
+
+    def wait(self) -> None:
+        """Wait until they are ready, or one has ended or hangs."""
+        until = time.monotonic() + HANGS_SECONDS
+        while not self.ready and not self._ended and time.monotonic() < until:
+            time.sleep(LOOKING_SECONDS)
 
     def multiply(
         self, matrix: int, format: Format, tiles: Sequence[tuple[slice, Tile]], x: Floats, y: Floats
@@ -132,33 +138,41 @@ class Processes:
             x: (T, inputs) float32, of at most `MOST_TOKENS`.
             y: (T, outputs) float32.
         """
-        with self._lock:
-            self._command += 1
-            parts = [_part(tiles, place, len(self._all)) for place in range(len(self._all) + 1)]
-            asked = list(zip(self._all, parts, strict=False)) if not self._ended else []
-            here = parts[len(asked) :]
-            if asked:
-                _floats(self._x, *x.shape)[:] = x
-            for process, part in asked:
-                if part:
-                    process.tell(_COMMAND.pack(self._command, matrix, len(x)))
-            product = format.product(x)
-            for rows, tile in chain.from_iterable(here):
+        product = format.product(x)
+
+        def multiply_here(part: Sequence[tuple[slice, Tile]]) -> None:
+            for rows, tile in part:
                 product(tile, y[:, rows])
+
+        with self._lock:
+            if self._ended:
+                multiply_here(tiles)
+                return
+            self._command += 1
+            count = len(self._all)
+            parts = [_part(tiles, place, count) for place in range(count + 1)]
+            asked = [(one, part) for one, part in zip(self._all, parts, strict=False) if part]
+            _floats(self._x, *x.shape)[:] = x
+            for process, _ in asked:
+                process.tell(_COMMAND.pack(self._command, matrix, len(x)))
+            multiply_here(parts[-1])
             for process, part in asked:
-                if part and process.wait_for(self._command):
+                if process.wait_for(self._command):
                     rows = slice(part[0][0].start, part[-1][0].stop)
                     y[:, rows] = _floats(process.y, *y.shape)[:, rows]
-                elif part:
-                    self._ended = True
-                    for rows, tile in part:
-                        product(tile, y[:, rows])
-            if self._ended and not self._closed:
-                _log.warning("a process that helped to compute has ended; threads do its part")
+                else:
+                    self._lost()
+                    multiply_here(part)
+
+    def _lost(self) -> None:
+        """One has ended, or hangs: none is asked any more."""
+        if not self._ended:
+            _log.warning("a process that helped to compute has ended; threads do its part")
+        self._ended = True
 
     def close(self) -> None:
         """End all of them."""
-        self._ended = self._closed = True
+        self._ended = True
         if os.getpid() == self._owner:
             for process in self._all:
                 process.end()

@@ -117,6 +117,11 @@ class WeightStore:
             return None
         return processes if processes.ready else None
 
+    def wait_for_processes(self) -> None:
+        """Wait until those that have been started can help."""
+        if self._processes is not None:
+            self._processes.wait()
+
     def computing(self) -> AbstractContextManager[None]:
         """Within it BLAS uses one thread, so that the team's threads do not get in its way."""
         return one_blas_thread()

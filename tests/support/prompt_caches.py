@@ -1,4 +1,4 @@
-"""What the tests of kept texts share."""
+"""What the tests of prompt caches share."""
 
 from pathlib import Path
 from typing import Any
