@@ -6,7 +6,6 @@ from collections.abc import Callable
 import numpy as np
 
 from numpy_bloom.model import parameters
-from numpy_bloom.model.alibi import alibi_bias, causal_mask
 from numpy_bloom.model.passes import Pass, Visible
 from numpy_bloom.model.primitives import affine, softmax
 from numpy_bloom.weights.dtypes import Floats
@@ -38,37 +37,29 @@ def attention(x: Floats, w: parameters.Attention, p: Pass) -> Floats:
         def tap(name: str, array: Floats) -> Floats:
             return p.tap(name, array, part.rows)
 
-        z[part.rows] = attend(q[part.rows], part.keys, part.values, p.slopes, tap)
+        z[part.rows] = attend(q[part.rows], part, tap)
 
     p.for_each(p.append(k, v), attend_part)
     z = p.tap("attn.z", z)
     return p.tap("attn_out", affine(z.reshape(tokens, hidden), w.dense))  # (T, H)
 
 
-def attend(
-    q: Floats,
-    keys: Floats,
-    values: Floats,
-    slopes: Floats,
-    tap: Callable[[str, Floats], Floats],
-) -> Floats:
+def attend(q: Floats, seen: Visible, tap: Callable[[str, Floats], Floats]) -> Floats:
     """Attention of one sequence's last tokens: softmax(q · kᵀ / √D + ALiBi + mask) · v, by head.
 
     Args:
         q: (T, N, D) float32, the queries of its last T positions.
-        keys, values: (N, S, D) float32, of all its positions.
-        slopes: (N,) float32, of ALiBi.
+        seen: keys and values of all its positions, with bias and mask.
         tap: sees every stage.
 
     Returns:
         (T, N, D) float32.
     """
-    queries, _, size = q.shape
-    seen = keys.shape[1]
-    scaled = q.swapaxes(0, 1) @ keys.swapaxes(1, 2) * np.float32(1 / math.sqrt(size))
-    scaled = tap("attn.qk", scaled)  # (N, T, S)
-    bias = tap("attn.alibi", alibi_bias(slopes, queries, seen))
-    mask = tap("attn.mask", causal_mask(queries, seen))  # (T, S)
+    scaled = q.swapaxes(0, 1) @ seen.keys.swapaxes(1, 2)  # (N, T, S)
+    scaled *= np.float32(1 / math.sqrt(q.shape[-1]))
+    scaled = tap("attn.qk", scaled)
+    bias = tap("attn.alibi", seen.bias)  # (N, T, S)
+    mask = tap("attn.mask", seen.mask)  # (T, S)
     scores = tap("attn.attn_scores", scaled + bias + mask)
     pattern = tap("attn.pattern", softmax(scores))
-    return (pattern @ values).swapaxes(0, 1)  # (T, N, D)
+    return (pattern @ seen.values).swapaxes(0, 1)  # (T, N, D)

@@ -14,9 +14,11 @@ class Cache(Protocol):
 
     Attributes:
         capacity: tokens whose keys and values it keeps when a pass is over.
+        length: tokens that are in from earlier passes.
     """
 
     capacity: int
+    length: int
 
     def append(self, block: int, k: Floats, v: Floats) -> tuple[Floats, Floats]:
         """Take in the keys and values (T, N, D) of new tokens in one block.
@@ -135,6 +137,7 @@ class OnePassCache:
     """
 
     capacity = 0
+    length = 0
 
     def append(self, _block: int, k: Floats, v: Floats) -> tuple[Floats, Floats]:
         """The keys and values of the whole sequence, (N, T, D) each."""

@@ -13,9 +13,9 @@ FLOATS_PER_HIDDEN = 13
 residual stream, its norm, the 4H-wide input and its two halves for the kernel, the output, and
 one for temporaries."""
 
-BYTES_PER_SCORE = 17
-"""Of (N, T, S), that a slice has at once, beside the mask (T, S): scaled, bias, scores,
-probabilities, and which of these are too small."""
+BYTES_PER_SCORE = 13
+"""Of (N, T, S), that a slice has at once: scaled, scores, probabilities, and which of these are
+large enough."""
 
 LIVE_WIDE = 4
 """Arrays of (T, 4H) that a slice has at once, in GELU."""
@@ -62,9 +62,10 @@ def pass_bytes(config: BloomConfig, tokens: int, longest: int, threads: int, scr
         scratch: bytes that each of them needs to multiply.
     """
     hidden = 4 * FLOATS_PER_HIDDEN * config.hidden_size * tokens
-    scores = (BYTES_PER_SCORE * config.num_attention_heads + 4) * longest
+    scores = BYTES_PER_SCORE * config.num_attention_heads * longest
     wide = 4 * LIVE_WIDE * 4 * config.hidden_size
-    slices = threads * min(SLICE_TOKENS, tokens) * max(scores, wide)
+    bias_and_mask = 4 * (config.num_attention_heads + 1) * longest
+    slices = min(SLICE_TOKENS, tokens) * (threads * max(scores, wide) + bias_and_mask)
     return hidden + slices + threads * scratch
 
 

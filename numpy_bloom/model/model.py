@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from numpy_bloom.errors import NumpyBloomError
-from numpy_bloom.model.alibi import alibi_slopes
 from numpy_bloom.model.cache import Cache
 from numpy_bloom.model.config import BloomConfig
 from numpy_bloom.model.forward import (
@@ -143,8 +142,7 @@ class Model(Room):
         Raises:
             NumpyBloomError: weights cannot be read, or a cache is full.
         """
-        slopes = alibi_slopes(self.config.num_attention_heads)
-        p = Pass(self.config, leg.lengths, caches, slopes, self.store.team, tap)
+        p = Pass.begin(self.config, leg.lengths, caches, self.store.team, tap)
         w = self.parameters
         with self.computing():
             if leg.embeds:

@@ -7,6 +7,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from numpy_bloom.model.alibi import alibi_bias, alibi_slopes, causal_mask
 from numpy_bloom.model.cache import Cache
 from numpy_bloom.model.config import BloomConfig
 from numpy_bloom.weights.dtypes import Floats
@@ -36,11 +37,15 @@ class Visible(NamedTuple):
     Attributes:
         rows: their place among the T tokens of the pass.
         keys, values: (N, S, D) float32 of all positions up to the last of them.
+        bias: (N, T, S) float32, ALiBi's.
+        mask: (T, S) float32, 0 where they may look and -inf elsewhere.
     """
 
     rows: slice
     keys: Floats
     values: Floats
+    bias: Floats
+    mask: Floats
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,9 @@ class Pass:
         config: the model's sizes.
         lengths: how many of the T tokens belong to each sequence.
         caches: of each sequence.
-        slopes: (N,) float32, ALiBi's.
+        bias: (N, T, S) float32, ALiBi's for the last T positions of the longest sequence, as many
+            as a slice has at most.
+        mask: (T, S) float32, for the same positions.
         team: the threads that compute.
         onlooker: sees every stage.
         block: the block that the tokens are in.
@@ -60,10 +67,30 @@ class Pass:
     config: BloomConfig
     lengths: Sequence[int]
     caches: Sequence[Cache]
-    slopes: Floats
+    bias: Floats
+    mask: Floats
     team: Team
     onlooker: Tap = no_tap
     block: int | None = None
+
+    @classmethod
+    def begin(
+        cls,
+        config: BloomConfig,
+        lengths: Sequence[int],
+        caches: Sequence[Cache],
+        team: Team,
+        onlooker: Tap = no_tap,
+    ) -> "Pass":
+        """A pass, with what is the same in every block: bias and mask.
+
+        Both depend only on how far a query and a key are from the end of what the query's slice
+        sees, so those of every slice are the last rows and columns of the largest ones.
+        """
+        queries = min(SLICE_TOKENS, max(lengths))
+        seen = max(cache.length + length for cache, length in zip(caches, lengths, strict=True))
+        bias = alibi_bias(alibi_slopes(config.num_attention_heads), queries, seen)  # (N, T, S)
+        return cls(config, lengths, caches, bias, causal_mask(queries, seen), team, onlooker)
 
     def in_block(self, block: int) -> "Pass":
         """The same pass within a block: names and caches are that block's."""
@@ -90,9 +117,10 @@ class Pass:
             keys, values = cache.append(self.block, k[rows], v[rows])  # (N, S, D)
             past = keys.shape[1] - length
             for part in token_slices(length):
-                seen = past + part.stop
+                queries, seen = part.stop - part.start, past + part.stop
                 rows = slice(first + part.start, first + part.stop)
-                parts.append(Visible(rows, keys[:, :seen], values[:, :seen]))
+                bias, mask = self.bias[:, -queries:, -seen:], self.mask[-queries:, -seen:]
+                parts.append(Visible(rows, keys[:, :seen], values[:, :seen], bias, mask))
             first += length
         return parts
 

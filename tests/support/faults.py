@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from numpy_bloom.model import alibi, attention, block, forward, mlp, parameters, passes, primitives
-from numpy_bloom.model import model as opened
 from numpy_bloom.model.model import Model
 
 Plant = Callable[[pytest.MonkeyPatch, Model], None]
@@ -164,13 +163,13 @@ def tied_head(_monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
 
 
 def one_cache_for_all(monkeypatch: pytest.MonkeyPatch, _model: Model) -> None:
-    append = passes.Pass.append
+    begin = passes.Pass.begin
 
-    def shared(self: Any, k: Any, v: Any) -> Any:
-        largest = max(self.caches, key=lambda one: one.capacity)
-        return append(replace(self, caches=[largest] * len(self.caches)), k, v)
+    def shared(config: Any, lengths: Any, caches: Any, *rest: Any) -> Any:
+        largest = max(caches, key=lambda one: one.capacity)
+        return begin(config, lengths, [largest] * len(caches), *rest)
 
-    monkeypatch.setattr(passes.Pass, "append", shared)
+    monkeypatch.setattr(passes.Pass, "begin", shared)
 
 
 FAULTS = [
@@ -180,22 +179,22 @@ FAULTS = [
     Fault("norms swapped", block_has(0, swapped_norms), "blocks.0.ln1.normalized"),
     Fault("fused [3, N, D]", uses(attention, "affine", heads_together), "blocks.0.attn.q"),
     Fault("scale 1/√H", scale_by_hidden_size, "blocks.0.attn.qk"),
-    Fault("slopes 2^(-8i/n)", uses(opened, "alibi_slopes", plain_slopes), "blocks.0.attn.alibi"),
+    Fault("slopes 2^(-8i/n)", uses(passes, "alibi_slopes", plain_slopes), "blocks.0.attn.alibi"),
     Fault(
         "slopes of next power",
-        uses(opened, "alibi_slopes", slopes_of_next_power),
+        uses(passes, "alibi_slopes", slopes_of_next_power),
         "blocks.0.attn.alibi",
     ),
-    Fault("alibi rises", uses(attention, "alibi_bias", rising_alibi), "blocks.0.attn.alibi"),
-    Fault("float64 alibi", uses(attention, "alibi_bias", float64_alibi), "blocks.0.attn.alibi"),
+    Fault("alibi rises", uses(passes, "alibi_bias", rising_alibi), "blocks.0.attn.alibi"),
+    Fault("float64 alibi", uses(passes, "alibi_bias", float64_alibi), "blocks.0.attn.alibi"),
     Fault(
         "mask shows the next token",
-        uses(attention, "causal_mask", mask_that_shows_one_more),
+        uses(passes, "causal_mask", mask_that_shows_one_more),
         "blocks.0.attn.mask",
     ),
     Fault(
         "mask hides the token itself",
-        uses(attention, "causal_mask", mask_that_shows_one_less),
+        uses(passes, "causal_mask", mask_that_shows_one_less),
         "blocks.0.attn.mask",
     ),
     Fault("float16 softmax", uses(attention, "softmax", float16_softmax), "blocks.0.attn.pattern"),
@@ -212,6 +211,6 @@ FAULTS = [
 CACHE_FAULTS = {
     "one cache for all sequences": one_cache_for_all,
     "cache never grows": uses(passes.Pass, "advance", lambda _self: None),
-    "mask forgets the cache": uses(attention, "causal_mask", mask_without_the_past),
+    "mask forgets the cache": uses(passes, "causal_mask", mask_without_the_past),
 }
 """Of which a single pass over a single sequence shows nothing."""
