@@ -35,10 +35,12 @@ def layer_norm(x: Floats, weight: Floats, bias: Floats, epsilon: float) -> Float
     Returns:
         (T, H) float32.
     """
-    centred = x - x.mean(axis=-1, keepdims=True)
-    variance = np.square(centred).mean(axis=-1, keepdims=True)  # (T, 1)
-    normalized: Floats = centred / np.sqrt(variance + np.float32(epsilon))
-    return normalized * weight + bias
+    y: Floats = x - x.mean(axis=-1, keepdims=True)
+    variance = np.square(y).mean(axis=-1, keepdims=True)  # (T, 1)
+    y /= np.sqrt(variance + np.float32(epsilon))  # in place: new memory costs more than the sums
+    y *= weight
+    y += bias
+    return y
 
 
 def gelu(x: Floats) -> Floats:
@@ -75,7 +77,7 @@ def softmax(scores: Floats) -> Floats:
     exponentials: Floats = scores - scores.max(axis=-1, keepdims=True)
     np.exp(exponentials, out=exponentials)
     exponentials /= exponentials.sum(axis=-1, keepdims=True)
-    exponentials[exponentials < np.finfo(np.float32).tiny] = 0
+    exponentials *= exponentials >= np.finfo(np.float32).tiny
     return exponentials
 
 
