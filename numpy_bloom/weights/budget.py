@@ -6,10 +6,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from numpy_bloom.errors import OptionError
 
 PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")
+
+KEPT_BYTES = 8 << 20
+"""Arrays below this size are made of memory that was used before; twice as much may lie free."""
 
 UNITS = {
     "B": 1,
@@ -108,6 +113,16 @@ def _cgroups(controller: str) -> Iterator[tuple[Path, int]]:
         folder = (CGROUPS / controller if controllers else CGROUPS) / path.lstrip("/")
         for group in [folder, *folder.parents]:
             yield group, 1 if controllers else 2
+
+
+def keep_freed_memory() -> None:
+    """Have arrays that come and go in each block made of the same memory.
+
+    A new page costs more than the sums that go into it. glibc gives freed memory back to the system
+    unless so much was once freed in one piece: then what is smaller stays with the process, twice
+    as much at most (mallopt(3), M_MMAP_THRESHOLD). Elsewhere this changes nothing.
+    """
+    np.empty(KEPT_BYTES, dtype=np.uint8)
 
 
 def peak_memory_bytes() -> int:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from numpy_bloom.weights import formats
+from numpy_bloom.weights.budget import keep_freed_memory
 from numpy_bloom.weights.dtypes import Floats, widen
 from numpy_bloom.weights.files import DirectFiles
 from numpy_bloom.weights.folder import EMBEDDINGS, LM_HEAD, Folder
@@ -48,6 +49,7 @@ class WeightStore:
     """
 
     def __init__(self, folder: Folder, threads: int) -> None:
+        keep_freed_memory()
         self.folder = folder
         self.team = Team(threads)
         self.vector_bytes = 0

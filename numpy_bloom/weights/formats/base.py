@@ -6,6 +6,7 @@ array that stays in the cache of one core, and meet BLAS there. docs/performance
 behind each choice.
 """
 
+import math
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -181,5 +182,17 @@ def multiply_into(out: Floats, weights: Floats, x: Floats) -> None:
     if len(x) <= FEW_TOKENS:
         for y, token in zip(out, x, strict=True):
             weights.dot(token, out=y)
-    else:  # a tall tile times a narrow xᵀ: for few tokens twice as fast as x times tileᵀ
-        out[:] = (weights @ x.T)[:, : len(out)].T
+    else:
+        out[:] = tall_product(weights, x)[:, : len(out)].T
+
+
+def tall_product(weights: Floats, x: Floats, place: int = 3) -> Floats:
+    """weights · xᵀ (rows, T): for few tokens twice as fast as x · weightsᵀ.
+
+    In the thread's scratch array of that place, if it is no larger than a tile.
+    """
+    shape = len(weights), len(x)
+    size = math.prod(shape)
+    out = scratch(size, place).view(np.float32).reshape(shape) if size <= TILE_ELEMENTS else None
+    product: Floats = np.matmul(weights, x.T, out=out)
+    return product

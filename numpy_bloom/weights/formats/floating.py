@@ -22,6 +22,7 @@ from numpy_bloom.weights.formats.base import (
     filled_up,
     multiply_into,
     scratch,
+    tall_product,
 )
 from numpy_bloom.weights.safetensors_file import Spec
 
@@ -83,8 +84,8 @@ class _SixteenBits(Float32):
                 for place, (_, token) in enumerate(few):
                     out[place] += high.dot(token)
             else:  # added up first, for `out` is another way round: its numbers lie far apart
-                product = self._low(words, wide) @ even.T  # (rows, T)
-                product += self._high(words, wide) @ odd.T
+                product = tall_product(self._low(words, wide), even)  # (rows, T)
+                product += tall_product(self._high(words, wide), odd, place=4)
                 out[:] = product[:, : len(out)].T
 
         return multiply
