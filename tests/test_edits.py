@@ -16,7 +16,7 @@ from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.study.stages import stage_names
 from numpy_bloom.study.variants import ablate_head
 
-IDS = np.arange(37) * 7 % 250  # no slice of 32 tokens ends where a variant does
+IDS = np.arange(69) * 7 % 250  # no slice of 64 tokens ends where a variant does
 HEADS = 6
 NAMES = stage_names(2)
 TOLERANCE = 1e-5
@@ -78,14 +78,14 @@ def test_an_edit_may_change_its_array_in_place(model: Bloom) -> None:
     ("edit", "returned"),
     [
         (lambda _z: None, "NoneType"),
-        (lambda z: z[1:], r"float32 \(36, 6, 4\)"),
-        (lambda z: z.astype(np.float64), r"float64 \(37, 6, 4\)"),
+        (lambda z: z[1:], r"float32 \(68, 6, 4\)"),
+        (lambda z: z.astype(np.float64), r"float64 \(69, 6, 4\)"),
     ],
 )
 def test_an_edit_that_returns_something_else_is_told(
     model: Bloom, edit: Any, returned: str
 ) -> None:
-    told = rf"edit of blocks\.0\.attn\.z returned {returned}; expected float32 \(37, 6, 4\)"
+    told = rf"edit of blocks\.0\.attn\.z returned {returned}; expected float32 \(69, 6, 4\)"
     with pytest.raises(NumpyBloomError, match=told):
         model.trace(IDS, edits={"blocks.0.attn.z": edit})
 

@@ -13,7 +13,7 @@ from numpy_bloom.model.config import BloomConfig
 from numpy_bloom.weights.dtypes import Floats
 from numpy_bloom.weights.team import Team
 
-SLICE_TOKENS = 32
+SLICE_TOKENS = 64
 """A long prompt is attended and activated so many tokens at a time: the intermediates stay small,
 and every core gets its share."""
 

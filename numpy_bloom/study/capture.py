@@ -14,7 +14,7 @@ from numpy_bloom.weights.dtypes import Floats
 
 Edit = Callable[[Floats], Floats]
 """Gets a copy of a stage's array and returns what the model is to go on with, of the same shape.
-Stages of attention by key, and those of the MLP's inside, come some 32 tokens at a time."""
+Stages of attention by key, and those of the MLP's inside, come some 64 tokens at a time."""
 
 
 class Arrays(Mapping[str, Floats]):
