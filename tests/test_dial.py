@@ -28,6 +28,7 @@ from support.threads import open_files, thread_names
 import numpy_bloom
 from numpy_bloom import generate
 from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.weights import store
 from numpy_bloom.weights.formats import FORMATS
 
 pytestmark = pytest.mark.usefixtures("past_the_page_cache", "many_pieces")
@@ -115,6 +116,21 @@ def test_a_command_tells_what_it_read(chunked_folder: Path, command: Command) ->
         assert (len(told) == 2) == (memory < EVERYTHING)  # with a forecast
         read = bool(re.search(r"; \S+ [KM]B read at \S+ [KMG]B/s; peak", told[-1]))
         assert read == (memory < EVERYTHING)
+
+
+def test_every_chunk_is_told_once_a_pass(
+    chunked_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In order, whether it is pinned or read, and whether it holds one matrix or two."""
+    monkeypatch.setattr(store, "CHUNK_BYTES", 4608)  # the end of query_key_value and all of dense
+    for memory in settings(chunked_folder, threads=1):
+        with numpy_bloom.load(chunked_folder, memory=memory, threads=1) as model:
+            tokens = model.generate(PROMPT, max_new_tokens=2)
+            chunks = [(chunk.path.stem, chunk.nbytes) for chunk in model.model.stream.chunks]
+            told: list[tuple[str, int]] = []
+            model.model.watch(lambda name, nbytes, told=told: told.append((name, nbytes)))
+            list(tokens)
+            assert told == 2 * chunks
 
 
 @pytest.mark.parametrize("dtype", FORMATS)

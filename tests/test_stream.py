@@ -37,14 +37,6 @@ def test_few_chunks(tmp_path: Path, count: int) -> None:
                 assert streamed.source.begun.count(number) - begun.count(number) <= 6
 
 
-def test_every_chunk_is_told(streamed: Streamed) -> None:
-    told: list[Chunk] = []
-    streamed.stream.on_chunk = told.append
-    streamed.stream.pin(40_000)
-    streamed.check_pass()
-    assert told == streamed.chunks
-
-
 def test_a_chunk_is_read_once_in_a_pass(streamed: Streamed) -> None:
     """In order, and ahead: nothing is read twice or thrown away."""
     for _ in range(3):

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from numpy_bloom.weights.dtypes import Floats
 from numpy_bloom.weights.folder import EMBEDDINGS, FINAL_LAYERNORM, LM_HEAD, block_file
-from numpy_bloom.weights.store import Matrix, WeightStore
+from numpy_bloom.weights.matrix import Matrix
+from numpy_bloom.weights.store import WeightStore
 
 
 class LayerNorm(NamedTuple):

@@ -219,7 +219,7 @@ class Room:
 
     def watch(self, on_weights: OnWeights) -> None:
         """Tell an onlooker how far passes come, in place of the one before."""
-        self.stream.on_chunk = lambda chunk: on_weights(chunk.path.stem, chunk.nbytes)
+        self.store.in_use.on_chunk = lambda chunk: on_weights(chunk.path.stem, chunk.nbytes)
 
     def _largest_pass(self, needs: Needs) -> int:
         longest = max(needs.longest, *needs.cache_tokens)

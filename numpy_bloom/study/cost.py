@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from numpy_bloom.model.config import BloomConfig
 from numpy_bloom.study.trace import Trace
-from numpy_bloom.weights.store import Matrix
+from numpy_bloom.weights.matrix import Matrix
 
 
 class Cost(NamedTuple):

@@ -15,7 +15,7 @@ from numpy_bloom.model.primitives import gelu, layer_norm, softmax
 from numpy_bloom.study.stages import LATER_KEYS, local_name, stage_names
 from numpy_bloom.weights.dtypes import Floats
 from numpy_bloom.weights.linear import linear, lookup, widened
-from numpy_bloom.weights.store import Matrix
+from numpy_bloom.weights.matrix import Matrix
 
 Multiply = Callable[[Floats, Matrix], Any]
 

@@ -12,7 +12,7 @@ from numpy_bloom.model.primitives import layer_norm
 from numpy_bloom.study.trace import Trace
 from numpy_bloom.weights.dtypes import Floats
 from numpy_bloom.weights.linear import Multiply, for_each_tile, lookup, widened
-from numpy_bloom.weights.store import Matrix
+from numpy_bloom.weights.matrix import Matrix
 
 
 class LogitLens(NamedTuple):

@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from numpy_bloom.weights.dtypes import Floats
+from numpy_bloom.weights.matrix import Matrix, Tile
 from numpy_bloom.weights.processes import MOST_TOKENS
-from numpy_bloom.weights.store import Matrix, Tile
 
 Multiply = Callable[[Floats], None]
 """Writes the product of x with one tile into an array (T, rows) float32."""
@@ -61,11 +61,7 @@ def for_each_tile(x: Floats, weight: Matrix, work: Callable[[slice, Multiply], o
         finally:
             tile.done()
 
-    try:
-        weight.team.run(work_on, weight.tiles())
-    except BaseException:
-        weight.release()  # tiles that nobody will work on
-        raise
+    weight.team.run(work_on, weight.tiles())
 
 
 def widened(weight: Matrix) -> Iterator[tuple[slice, Floats]]:

@@ -8,7 +8,7 @@ are spread evenly over the pass, so that the disk stays busy while pinned chunks
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,6 @@ class Stream:
 
     Attributes:
         pages: where pinned chunks lie, if others can see them.
-        on_chunk: called with each chunk that is handed out.
         nbytes: of all chunks.
         buffer_bytes: what read-ahead takes if not all of them are pinned.
         bytes_pinned: of chunks that are held in memory.
@@ -76,7 +75,6 @@ class Stream:
         self._order = sorted(range(len(chunks)), key=lambda number: number * GOLDEN % 1)
         sizes = {number: chunks[number].nbytes for number in self._order}
         self.pages = SharedPages.make(sizes) if shared else None
-        self.on_chunk: Callable[[Chunk], None] = lambda chunk: None
         self.nbytes = sum(chunk.nbytes for chunk in chunks)
         self.buffer_bytes = BUFFERS * max(chunk.nbytes for chunk in chunks)
         self.bytes_pinned = 0
@@ -102,14 +100,7 @@ class Stream:
             NumpyBloomError: its file cannot be read, or the stream was closed.
         """
         content = self._pinned.get(number)
-        if content is None:
-            content = self._take(number)
-        self.on_chunk(self.chunks[number])
-        return content
-
-    def pinned(self, number: int) -> memoryview:
-        """The bytes of a chunk that is pinned, for one who calls `on_chunk` himself."""
-        return self._pinned[number]
+        return self._take(number) if content is None else content
 
     def _take(self, number: int) -> memoryview:
         """Wait for a chunk to be read."""
