@@ -142,9 +142,9 @@ class Model(Room):
         Raises:
             NumpyBloomError: weights cannot be read, or a cache is full.
         """
-        p = Pass.begin(self.config, leg.lengths, caches, self.store.team, tap)
         w = self.parameters
         with self.computing():
+            p = Pass.begin(self.config, leg.lengths, caches, self.store.team, tap)
             if leg.embeds:
                 x = embed(x, w, p)
             x = run_blocks(x, self.blocks, w, p)
@@ -169,7 +169,7 @@ class Model(Room):
             try:
                 yield
             finally:
-                self.store.release()  # a pass that was cut short has left chunks in use
+                self.store.in_use.release()  # a pass that was cut short has left chunks in use
 
 
 def last_rows(lengths: Sequence[int], last: Sequence[int]) -> npt.NDArray[np.int64]:

@@ -90,7 +90,10 @@ class Pass:
         queries = min(SLICE_TOKENS, max(lengths))
         seen = max(cache.length + length for cache, length in zip(caches, lengths, strict=True))
         bias = alibi_bias(alibi_slopes(config.num_attention_heads), queries, seen)  # (N, T, S)
-        return cls(config, lengths, caches, bias, causal_mask(queries, seen), team, onlooker)
+        mask = causal_mask(queries, seen)  # (T, S)
+        for shared in (bias, mask):  # by all slices: no onlooker may change them in place
+            shared.flags.writeable = False
+        return cls(config, lengths, caches, bias, mask, team, onlooker)
 
     def in_block(self, block: int) -> "Pass":
         """The same pass within a block: names and caches are that block's."""
