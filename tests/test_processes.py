@@ -287,8 +287,8 @@ def test_one_that_hangs(
     folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = by_threads(folder, monkeypatch)
-    monkeypatch.setattr(processes, "HANGS_SECONDS", 0.2)
     with opened(folder) as model:
+        monkeypatch.setattr(processes, "HANGS_SECONDS", 0.2)  # of one that is ready
         os.kill(children()[0], signal.SIGSTOP)
         with caplog.at_level(logging.WARNING, "numpy_bloom"):
             assert logits(model) == expected

@@ -46,9 +46,9 @@ HANGS_SECONDS = 20
 BLAS_THREADS = "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"
 """What keeps BLAS from starting threads in a process that has one core."""
 
-_COMMAND = struct.Struct("<III")
+_COMMAND = struct.Struct("<QII")
 """Its number, the matrix's, and how many tokens."""
-_ANSWER = struct.Struct("<I")
+_ANSWER = struct.Struct("<Q")
 """The number of the command that is done. The first answer, 0, says that the process is ready."""
 
 _log = logging.getLogger("numpy_bloom")
