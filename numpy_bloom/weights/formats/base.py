@@ -10,6 +10,7 @@ import math
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from enum import IntEnum
 from typing import Any, ClassVar
 
 import numpy as np
@@ -38,6 +39,19 @@ Product = Callable[[Tile, Floats], None]
 """Multiplies a tile with the x at hand, into a part (T, rows) of the result."""
 
 _thread = threading.local()
+
+
+class Scratch(IntEnum):
+    """What a thread's scratch arrays are for; two that are in use at once have different ones."""
+
+    WIDE = 0
+    """A tile, or half of it, in float32."""
+    BITS = 1
+    """A tile in integers, on the way there."""
+    PART = 2
+    """A part of these."""
+    PRODUCT = 3
+    SECOND_PRODUCT = 4
 
 
 class Format(ABC):
@@ -147,7 +161,7 @@ class Encoder(ABC):
         return []
 
 
-def scratch(size: int, place: int = 0) -> npt.NDArray[np.uint32]:
+def scratch(size: int, use: Scratch = Scratch.WIDE) -> npt.NDArray[np.uint32]:
     """An array that lives as long as its thread: a new one would cost page faults every time.
 
     It begins with a cache line. NumPy's own begin 16 bytes later, and vector registers of 64 bytes
@@ -155,14 +169,14 @@ def scratch(size: int, place: int = 0) -> npt.NDArray[np.uint32]:
 
     Args:
         size: words of 32 bits.
-        place: different ones do not overlap.
+        use: what for; arrays for different uses do not overlap.
     """
-    arrays: dict[int, npt.NDArray[np.uint32]] = _thread.__dict__.setdefault("arrays", {})
-    words = arrays.get(place)
+    arrays: dict[Scratch, npt.NDArray[np.uint32]] = _thread.__dict__.setdefault("arrays", {})
+    words = arrays.get(use)
     if words is None or words.size < size:
         words = np.empty(size + CACHE_LINE // 4, dtype=np.uint32)
         begin = -words.ctypes.data % CACHE_LINE // 4
-        words = arrays[place] = words[begin : begin + size]
+        words = arrays[use] = words[begin : begin + size]
     return words[:size]
 
 
@@ -186,13 +200,13 @@ def multiply_into(out: Floats, weights: Floats, x: Floats) -> None:
         out[:] = tall_product(weights, x)[:, : len(out)].T
 
 
-def tall_product(weights: Floats, x: Floats, place: int = 3) -> Floats:
+def tall_product(weights: Floats, x: Floats, use: Scratch = Scratch.PRODUCT) -> Floats:
     """weights · xᵀ (rows, T): for few tokens twice as fast as x · weightsᵀ.
 
-    In the thread's scratch array of that place, if it is no larger than a tile.
+    In the thread's scratch array for that use, if it is no larger than a tile.
     """
     shape = len(weights), len(x)
     size = math.prod(shape)
-    out = scratch(size, place).view(np.float32).reshape(shape) if size <= TILE_ELEMENTS else None
+    out = scratch(size, use).view(np.float32).reshape(shape) if size <= TILE_ELEMENTS else None
     product: Floats = np.matmul(weights, x.T, out=out)
     return product

@@ -19,6 +19,7 @@ from numpy_bloom.weights.formats.base import (
     Encoder,
     Format,
     Product,
+    Scratch,
     filled_up,
     multiply_into,
     scratch,
@@ -85,7 +86,7 @@ class _SixteenBits(Float32):
                     out[place] += high.dot(token)
             else:  # added up first, for `out` is another way round: its numbers lie far apart
                 product = tall_product(self._low(words, wide), even)  # (rows, T)
-                product += tall_product(self._high(words, wide), odd, place=4)
+                product += tall_product(self._high(words, wide), odd, Scratch.SECOND_PRODUCT)
                 out[:] = product[:, : len(out)].T
 
         return multiply

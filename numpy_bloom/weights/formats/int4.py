@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from numpy_bloom.weights.dtypes import Floats, Stored
-from numpy_bloom.weights.formats.base import Bytes, Format, Product, scratch
+from numpy_bloom.weights.formats.base import Bytes, Format, Product, Scratch, scratch
 from numpy_bloom.weights.formats.int8 import COLUMN_SCALE, ScaledEncoder
 from numpy_bloom.weights.safetensors_file import Spec
 
@@ -166,7 +166,7 @@ class Int4(Format):
 
 def _widened(numbers: npt.NDArray[np.uint8], half: int) -> Floats:
     """The numbers of one half, 0 to 15, as float32 (G, group, R)."""
-    bits = scratch(-(-numbers.size // 4), place=1).view(np.uint8)[: numbers.size]
+    bits = scratch(-(-numbers.size // 4), Scratch.BITS).view(np.uint8)[: numbers.size]
     bits = bits.reshape(numbers.shape)
     if half == 0:
         np.bitwise_and(numbers, 15, out=bits)

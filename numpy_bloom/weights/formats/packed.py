@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from numpy_bloom.weights.dtypes import Floats, Stored
-from numpy_bloom.weights.formats.base import Bytes, Encoder, Format, Product, scratch
+from numpy_bloom.weights.formats.base import Bytes, Encoder, Format, Product, Scratch, scratch
 from numpy_bloom.weights.formats.floating import BFloat16, rounded
 from numpy_bloom.weights.safetensors_file import Spec
 
@@ -110,7 +110,7 @@ class PackedBFloat16(Format):
         columns = self.shape[1]
         filled = _filled_up(rows)
         size = filled * columns
-        patterns = scratch(-(-size // 2), place=1).view(np.uint16)[:size]
+        patterns = scratch(-(-size // 2), Scratch.BITS).view(np.uint16)[:size]
         whole = rows - rows % self.block_rows
         for start, stop, height in ((0, whole, self.block_rows), (whole, filled, filled - whole)):
             if start < stop:
@@ -138,7 +138,8 @@ class PackedBFloat16(Format):
         np.right_shift(four_bits.view(np.int16), 4, out=signed[:, 3])
         np.bitwise_and(patterns, _SIGN_AND_EXPONENT, out=patterns)
         np.add(patterns, self._base, out=patterns)
-        part = scratch(-(-low.size // 2), place=2).view(np.uint16)[: low.size].reshape(low.shape)
+        part = scratch(-(-low.size // 2), Scratch.PART).view(np.uint16)[: low.size]
+        part = part.reshape(low.shape)
         np.bitwise_and(low, 0xFF, out=part)
         np.bitwise_or(patterns[:, :2], part, out=patterns[:, :2])
         np.right_shift(low, 8, out=part)
