@@ -70,12 +70,6 @@ def refused_o_direct(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "open", refusing)
 
 
-def without_preadv(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Such platforms have no O_DIRECT either."""
-    monkeypatch.setattr(files, "O_DIRECT", 0)
-    monkeypatch.delattr(os, "preadv")
-
-
 def in_short_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """A read may give less than asked for, off the page grid as well (network file systems)."""
     real = os.preadv
@@ -88,7 +82,7 @@ def in_short_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "preadv", short)
 
 
-WAYS = [past_the_cache, without_o_direct, refused_o_direct, without_preadv, in_short_pieces]
+WAYS = [past_the_cache, without_o_direct, refused_o_direct, in_short_pieces]
 
 
 @pytest.fixture(params=WAYS)

@@ -58,7 +58,7 @@ class DirectFiles:
             while before < count < skip + nbytes:  # not further than before: the end of the file
                 before = count
                 page = count - count % ALIGNMENT
-                count = page + self._read_some(handle, buffer[page:length], begin + page)
+                count = page + os.preadv(handle, [buffer[page:length]], begin + page)
             size = os.fstat(handle).st_size
         except OSError as error:
             raise NumpyBloomError(f"cannot read {path}: {error.strerror or error}") from error
@@ -68,15 +68,6 @@ class DirectFiles:
                 f"{see_verify(path.parent)}"
             )
         return buffer[skip : skip + nbytes]
-
-    def _read_some(self, handle: int, buffer: memoryview, offset: int) -> int:
-        if hasattr(os, "preadv"):
-            return os.preadv(handle, [buffer], offset)
-        with self._lock:  # without it, place and read must not be torn apart
-            os.lseek(handle, offset, os.SEEK_SET)
-            piece = os.read(handle, len(buffer))
-        buffer[: len(piece)] = piece
-        return len(piece)
 
     def _open(self, path: Path) -> int:
         with self._lock:
@@ -94,16 +85,15 @@ class DirectFiles:
 
 def _open_direct(path: Path) -> int:
     """Open past the page cache, or plainly where platform or file system cannot."""
-    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0)
     if O_DIRECT:
         # Some file systems refuse to open, some only to read; what else is wrong with the file is
         # told by the plain attempt.
         with suppress(OSError):
-            handle = os.open(path, flags | O_DIRECT)
+            handle = os.open(path, os.O_RDONLY | O_DIRECT)
             try:
                 os.preadv(handle, [page_buffer(0)], 0)
             except OSError:
                 os.close(handle)
                 raise
             return handle
-    return os.open(path, flags)
+    return os.open(path, os.O_RDONLY)
