@@ -1,11 +1,11 @@
 """The prompts of a file: one a line, or JSON Lines."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from numpy_bloom.command import text_argument
 from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.weights.bounded import parse_json
 
 
 def read_prompts(name: str) -> list[str]:
@@ -41,9 +41,9 @@ def _text(name: str) -> str:
 def _prompt(line: str, where: str) -> str:
     """That of a JSON line."""
     try:
-        value: Any = json.loads(line)
+        value: Any = parse_json(line.encode())
     except ValueError as error:
-        raise NumpyBloomError(f"{where} is no JSON: {error}") from error
+        raise NumpyBloomError(f"cannot read {where}, as JSON: {error}") from error
     if not isinstance(value, dict) or not isinstance(prompt := value.get("prompt"), str):
         raise NumpyBloomError(f"{where} has no text as 'prompt'")
     if not prompt:

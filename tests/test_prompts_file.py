@@ -100,7 +100,12 @@ def test_prompts_with_other_separators(
     [
         (b"", "{} holds no prompts; expected one a line"),
         (b"\n \n\r\n", "{} holds no prompts; expected one a line"),
-        (b'{"prompt": "a"}\n\n{"prompt": "b"\n', "{}, line 3 is no JSON: "),
+        (b'{"prompt": "a"}\n\n{"prompt": "b"\n', "cannot read {}, line 3, as JSON: "),
+        (
+            b'{"prompt": "a"}\n{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n",
+            "cannot read {}, line 2, as JSON: more than 20 objects and arrays in each other",
+        ),
+        (b'{"prompt": "a", "prompt": "b"}\n', "the key 'prompt' occurs twice in one object"),
         (b'{"prompt": "a"}\n{"text": "b"}\n', "{}, line 2 has no text as 'prompt'"),
         (b'{"prompt": 5}\n', "{}, line 1 has no text as 'prompt'"),
         (b'{"prompt": null}\n', "{}, line 1 has no text as 'prompt'"),
@@ -124,7 +129,7 @@ def test_bad_files(
 def test_a_line_that_is_no_json_among_others(command: Command, model: Path, tmp_path: Path) -> None:
     (tmp_path / "p").write_text('{"prompt": "a"}\n"prompt": "b"}\n{"prompt": "c"}\n')
     result = command(generate, "--model", model, "--prompts-file", tmp_path / "p")
-    check_failure(result, "generate", "line 2 is no JSON")
+    check_failure(result, "generate", "line 2, as JSON: ")
 
 
 def test_a_folder_as_file(command: Command, model: Path, tmp_path: Path) -> None:
