@@ -13,7 +13,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from numpy_bloom.errors import NumpyBloomError
-from numpy_bloom.weights.bounded import read_json
+from numpy_bloom.weights.bounded import parse_json, read_bounded
 
 TOKENIZER = "tokenizer.json"
 
@@ -58,11 +58,18 @@ def read_tokenizer(folder: Path, vocab_size: int) -> Tokenizer | None:
     path = folder / TOKENIZER
     if not path.exists() and not path.is_symlink():
         return None
-    values = read_json(path, MOST_BYTES)
-    for fault in _faults(values):
+    try:
+        content = read_bounded(path, MOST_BYTES)
+        values = parse_json(content)
+    except (OSError, ValueError) as error:
+        raise NumpyBloomError(f"cannot read {path}: {error}") from error
+    if not isinstance(values, dict):
+        raise NumpyBloomError(f"{path} must hold a JSON object, not {type(values).__name__}")
+    fault = next(_faults(values), None)
+    if fault:
         raise NumpyBloomError(f"{path}: {fault}, which no tokenizer of a BLOOM needs; {WITHOUT}")
     try:
-        tokenizer = Tokenizer.from_buffer(path.read_bytes().removeprefix(BOM_UTF8))
+        tokenizer = Tokenizer.from_buffer(content.removeprefix(BOM_UTF8))
     except BaseException as error:
         raise _told(error, f"cannot read {path}") from error
     added = [token["id"] for token in values.get("added_tokens") or []]

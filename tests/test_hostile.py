@@ -7,10 +7,11 @@ import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from support.checkpoints import Checkpoint, byte_ids
+from support.checkpoints import VOCAB_SIZE, Checkpoint, byte_ids
 from support.conversions import converted
 from support.hostile import Hostile
 from support.hostile_arrays import HEADERS, PICKLES, ZIPS
@@ -20,6 +21,7 @@ from support.hostile_tokenizers import LINKS, TOKENIZERS
 import numpy_bloom
 from conversion import convert
 from conversion.source_tensor import SourceTensor
+from numpy_bloom import tokenizer
 from numpy_bloom.errors import NumpyBloomError
 
 CORPUS = [*CONFIGS, *INDEXES, *TOKENIZERS, *LINKS, *HEADERS, *PICKLES, *ZIPS]
@@ -96,6 +98,29 @@ def test_a_tokenizer_neither_pads_nor_cuts(tmp_path: Path) -> None:
     checkpoint.tokenizer.enable_padding(length=10**12)
     with numpy_bloom.load(converted(checkpoint, tmp_path)) as model:
         assert model.encode("abc") == byte_ids("abc")
+
+
+def test_the_tokenizer_that_is_loaded_is_the_one_that_was_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Checkpoint(blocks=1).write(tmp_path) / tokenizer.TOKENIZER
+    check = tokenizer._faults
+
+    def replace_and_check(values: dict[str, Any]) -> Iterator[str]:
+        path.write_text("{}")
+        return check(values)
+
+    monkeypatch.setattr(tokenizer, "_faults", replace_and_check)
+    loaded = tokenizer.read_tokenizer(tmp_path, VOCAB_SIZE)
+    assert loaded is not None
+    assert tokenizer.encode(loaded, "abc") == byte_ids("abc")
+
+
+@pytest.mark.parametrize("content", ["[]", "5", "null"])
+def test_a_tokenizer_that_is_no_object(tmp_path: Path, content: str) -> None:
+    (tmp_path / tokenizer.TOKENIZER).write_text(content)
+    with pytest.raises(NumpyBloomError, match=r"tokenizer\.json must hold a JSON object, not "):
+        tokenizer.read_tokenizer(tmp_path, VOCAB_SIZE)
 
 
 def test_a_tokenizer_that_fails(tmp_path: Path) -> None:
