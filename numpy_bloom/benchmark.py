@@ -4,7 +4,7 @@ import json
 import sys
 from dataclasses import asdict
 
-from numpy_bloom.command import parser, path_argument, rate, run_command
+from numpy_bloom.command import add_model_options, parser, rate, run_command
 from numpy_bloom.errors import check_whole
 from numpy_bloom.loading import load
 from numpy_bloom.speed import Measurements, measure
@@ -18,19 +18,8 @@ def main() -> None:
         "Measure this machine and a model on it: disk, memory, tokens per second, and limits.",
         "python -m numpy_bloom.benchmark --model bloom-560m --memory 500MB",
     )
+    add_model_options(command)
     add = command.add_argument
-    add(
-        "--model",
-        type=path_argument,
-        metavar="DIR",
-        help="a converted model (default: the demo model)",
-    )
-    add(
-        "--memory",
-        metavar="SIZE",
-        help="for weights, cache, buffers, such as 2GB (default: what is free)",
-    )
-    add("--threads", type=int, metavar="N", help="default: the cores available")
     add("--prompt-tokens", type=int, default=128, metavar="N", help="default: %(default)s")
     add("--new-tokens", type=int, default=16, metavar="N", help="default: %(default)s")
     add("--json", action="store_true", help="one JSON object")

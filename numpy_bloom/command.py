@@ -15,11 +15,6 @@ FAILED = 1
 WRONG_USAGE = 2
 """As argparse has it."""
 
-CLUSTER_HELP = (
-    "spread the blocks over the workers of the Dask scheduler at tcp://HOST:PORT, or over N "
-    "processes here with local:N; memory and threads are then those of each worker"
-)
-
 
 def run_command(main: Callable[[], None], name: str) -> int:
     """Run a command's main function and turn its end into an exit code.
@@ -126,3 +121,27 @@ def parser(module: str, description: str, example: str) -> argparse.ArgumentPars
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def add_model_options(command: argparse.ArgumentParser, *, cluster: bool = False) -> None:
+    """Add the options of `load`: the model, its memory and threads, and perhaps a cluster."""
+    add = command.add_argument
+    add(
+        "--model",
+        type=path_argument,
+        metavar="DIR",
+        help="a converted model (default: the demo model)",
+    )
+    add(
+        "--memory",
+        metavar="SIZE",
+        help="for weights, cache and all else, such as 2GB (default: what is free)",
+    )
+    add("--threads", type=int, metavar="N", help="default: the cores available")
+    if cluster:
+        add(
+            "--cluster",
+            metavar="ADDRESS",
+            help="spread the blocks over the workers of the Dask scheduler at tcp://HOST:PORT, or "
+            "over N processes here with local:N; memory and threads are then those of each worker",
+        )

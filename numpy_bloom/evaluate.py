@@ -6,7 +6,7 @@ import math
 import sys
 from dataclasses import asdict
 
-from numpy_bloom.command import CLUSTER_HELP, parser, path_argument, rate, run_command
+from numpy_bloom.command import add_model_options, parser, path_argument, rate, run_command
 from numpy_bloom.loading import load
 from numpy_bloom.model.runner import Runner
 from numpy_bloom.perplexity import (
@@ -55,12 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="TEXTFILE",
         help="a text in UTF-8; - reads it from stdin",
     )
-    add(
-        "--model",
-        type=path_argument,
-        metavar="DIR",
-        help="a converted model (default: the demo model)",
-    )
+    add_model_options(command, cluster=True)
     add(
         "--window",
         type=int,
@@ -75,13 +70,6 @@ def _parser() -> argparse.ArgumentParser:
         help="tokens from one window to the next; from the second window on, tokens have a context "
         "of at least the window less N (default: half the window)",
     )
-    add(
-        "--memory",
-        metavar="SIZE",
-        help="for weights, buffers, activations, such as 2GB (default: what is free)",
-    )
-    add("--threads", type=int, metavar="N", help="default: the cores available")
-    add("--cluster", metavar="ADDRESS", help=CLUSTER_HELP)
     add("--json", action="store_true", help="one JSON object with results and statistics")
     return command
 

@@ -3,7 +3,7 @@
 import argparse
 from dataclasses import fields
 
-from numpy_bloom.command import CLUSTER_HELP, parser, path_argument
+from numpy_bloom.command import add_model_options, parser, path_argument
 from numpy_bloom.errors import OptionError
 from numpy_bloom.generation.options import GenerationOptions
 
@@ -101,12 +101,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="K",
         help="continuations of each prompt (default: %(default)s)",
     )
-    add(
-        "--model",
-        type=path_argument,
-        metavar="DIR",
-        help="a converted model (default: the demo model)",
-    )
+    add_model_options(command, cluster=True)
     add("--max-new-tokens", type=int, metavar="N", help="default: 128")
     add("--temperature", type=float, metavar="F", help="0 is greedy (default, unless sampling)")
     add("--top-k", type=int, metavar="N", help="sample among the N likeliest tokens")
@@ -151,13 +146,6 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="do without what is damaged of the prompt cache",
     )
-    add(
-        "--memory",
-        metavar="SIZE",
-        help="for weights, cache, buffers, such as 2GB (default: what is free)",
-    )
-    add("--threads", type=int, metavar="N", help="default: the cores available")
-    add("--cluster", metavar="ADDRESS", help=CLUSTER_HELP)
     form = command.add_mutually_exclusive_group().add_argument
     form("--json", action="store_true", help="one JSON object with tokens, text and statistics")
     form("--show-tokens", action="store_true", help="a line for each token: probability, seconds")

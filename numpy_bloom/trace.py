@@ -6,7 +6,7 @@ import sys
 import numpy as np
 
 from numpy_bloom.bloom import Bloom
-from numpy_bloom.command import parser, path_argument, run_command, text_argument
+from numpy_bloom.command import add_model_options, parser, path_argument, run_command, text_argument
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.loading import load
 from numpy_bloom.study.lenses import logit_lens
@@ -56,12 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     add = command.add_argument
     add("prompt", nargs="?", metavar="PROMPT", help="a text; - reads it from stdin")
     add("--list", action="store_true", help="print all stages, with formulas, and no model")
-    add(
-        "--model",
-        type=path_argument,
-        metavar="DIR",
-        help="a converted model (default: the demo model)",
-    )
+    add_model_options(command)
     add("--names", metavar="A,B", help="only stages like these, such as 'blocks.*.attn.pattern'")
     add("--folder", type=path_argument, metavar="DIR", help="write each array to DIR/NAME.npy")
     add(
@@ -71,8 +66,6 @@ def _parser() -> argparse.ArgumentParser:
         help="write a page that shows the pass, for a browser",
     )
     add("--check", action="store_true", help="recompute each stage by its formula, compare bits")
-    add("--memory", metavar="SIZE", help="for everything, such as 2GB (default: what is free)")
-    add("--threads", type=int, metavar="N", help="default: the cores available")
     return command
 
 
