@@ -116,7 +116,7 @@ class Bloom(TextModel):
         prompt: str | npt.ArrayLike,
         *,
         names: str | None = None,
-        max_new_tokens: int = 128,
+        max_new_tokens: int = GenerationOptions.max_new_tokens,
         **options: Any,
     ) -> Iterator[tuple[Token, Trace]]:
         """Continue a prompt as `generate` does, and trace the pass that gave each token.
@@ -215,7 +215,7 @@ class Bloom(TextModel):
         prompt: str | npt.ArrayLike,
         *,
         num_beams: int,
-        max_new_tokens: int = 128,
+        max_new_tokens: int = GenerationOptions.max_new_tokens,
         length_penalty: float = 1.0,
         early_stopping: bool = False,
         repetition_penalty: float = 1.0,

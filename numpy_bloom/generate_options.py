@@ -102,7 +102,12 @@ def _parser() -> argparse.ArgumentParser:
         help="continuations of each prompt (default: %(default)s)",
     )
     add_model_options(command, cluster=True)
-    add("--max-new-tokens", type=int, metavar="N", help="default: 128")
+    add(
+        "--max-new-tokens",
+        type=int,
+        metavar="N",
+        help=f"default: {GenerationOptions.max_new_tokens}",
+    )
     add("--temperature", type=float, metavar="F", help="0 is greedy (default, unless sampling)")
     add("--top-k", type=int, metavar="N", help="sample among the N likeliest tokens")
     add("--top-p", type=float, metavar="F", help="sample among the likeliest with this sum")
@@ -132,7 +137,12 @@ def _parser() -> argparse.ArgumentParser:
         help="a smaller model with the same vocabulary, held in memory, that guesses at tokens; or "
         "prompt-lookup: the text itself",
     )
-    add("--draft-tokens", type=int, metavar="N", help="guesses for each pass, at most (default: 8)")
+    add(
+        "--draft-tokens",
+        type=int,
+        metavar="N",
+        help=f"guesses for each pass, at most (default: {GenerationOptions.draft_tokens})",
+    )
     add(
         "--prompt-cache",
         type=path_argument,
