@@ -18,7 +18,7 @@ from numpy_bloom.model.runner import Runner
 from numpy_bloom.study.capture import Edit
 from numpy_bloom.study.trace import Trace, run_traced
 from numpy_bloom.study.variants import run_variants
-from numpy_bloom.tokenizer import encode, read_tokenizer
+from numpy_bloom.tokenizer import decode, encode, read_tokenizer
 from numpy_bloom.weights.dtypes import Floats
 from numpy_bloom.weights.folder import read_manifest
 
@@ -183,9 +183,7 @@ class TextModel:
 
         Bytes that are no whole character become U+FFFD.
         """
-        if self.tokenizer is None:
-            return ""
-        return str(self.tokenizer.decode(token_ids, skip_special_tokens=False))
+        return decode(self.tokenizer, token_ids)
 
     def token_ids(self, prompt: str | npt.ArrayLike) -> TokenIds:
         """Token ids (T,) int64 of a text or of what should be token ids already.

@@ -6,7 +6,7 @@ are made of gets to it: a byte-level BPE, and a few parts of known cost.
 """
 
 from codecs import BOM_UTF8
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,16 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
     except BaseException as error:
         raise _told(error, "the tokenizer cannot split the text") from error
     return ids
+
+
+def decode(tokenizer: Tokenizer | None, token_ids: Sequence[int]) -> str:
+    """Text of token ids, special tokens included; empty without a tokenizer.
+
+    Bytes that are no whole character become U+FFFD.
+    """
+    if tokenizer is None:
+        return ""
+    return str(tokenizer.decode(token_ids, skip_special_tokens=False))
 
 
 def _told(error: BaseException, what: str) -> BaseException:

@@ -35,7 +35,7 @@ def main() -> None:
         if args.names is None:
             print(f"\n{_lens(bloom, trace)}")
         if args.html:
-            write_report(bloom, trace, logits, args.html)
+            write_report(trace, logits, bloom.tokenizer, args.html)
             print(f"{args.html} written", file=sys.stderr)
         if args.check:
             divergence = trace.check()

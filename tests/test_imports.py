@@ -1,7 +1,13 @@
-"""What `import numpy_bloom` brings along."""
+"""What `import numpy_bloom` brings along, and what its rooms take from each other."""
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+
+import numpy_bloom
 
 LOOK_ON = """
 import sys
@@ -68,3 +74,18 @@ def test_a_cluster_without_dask_is_told_in_one_line() -> None:
         "generate: error: a cluster needs dask, which is not installed: "
         "pip install dask distributed\n"
     )
+
+
+ROOMS = ("weights", "model", "generation", "study")
+"""Each may take from itself and from those before it."""
+ABOVE = {"text_model", "bloom", "loading", "cluster", "conversion"}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_rooms_take_nothing_from_above(room: str) -> None:
+    above = ABOVE | set(ROOMS[ROOMS.index(room) + 1 :])
+    for path in (Path(numpy_bloom.__file__).parent / room).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                taken = str(node.module).removeprefix("numpy_bloom.").partition(".")[0]
+                assert taken not in above, f"{path} takes from {node.module}"

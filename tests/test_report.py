@@ -49,7 +49,7 @@ def embedded_facts(page: str) -> dict[str, object]:
 
 def test_numbers_of_the_page_are_those_of_the_trace(bloom: Bloom, tmp_path: Path) -> None:
     logits, trace = bloom.trace("Todos los seres humanos nacen libres", names=NAMES)
-    write_report(bloom, trace, logits, tmp_path / "page.html")
+    write_report(trace, logits, bloom.tokenizer, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     arrays, facts = embedded(page), embedded_facts(page)
     tokens = len(trace.token_ids)
@@ -97,7 +97,7 @@ def test_numbers_of_the_page_are_those_of_the_trace(bloom: Bloom, tmp_path: Path
 
 def test_page_refers_to_nothing_outside_it(bloom: Bloom, tmp_path: Path) -> None:
     logits, trace = bloom.trace("Todos los seres", names=NAMES)
-    write_report(bloom, trace, logits, tmp_path / "page.html")
+    write_report(trace, logits, bloom.tokenizer, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert not re.findall(r"[a-z]+://", page)
     assert not re.findall(r"\s(?:src|href|action|poster|data)\s*=|@import|url\(|\bfetch\(", page)
@@ -106,7 +106,7 @@ def test_page_refers_to_nothing_outside_it(bloom: Bloom, tmp_path: Path) -> None
 
 def test_markup_in_the_prompt_is_text(bloom: Bloom, tmp_path: Path) -> None:
     logits, trace = bloom.trace(HOSTILE, names=NAMES)
-    write_report(bloom, trace, logits, tmp_path / "page.html")
+    write_report(trace, logits, bloom.tokenizer, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert embedded_facts(page)["text"] == HOSTILE
     arrays_and_facts = 1 + 12 + bloom.config.num_hidden_layers
@@ -118,22 +118,22 @@ def test_markup_in_the_prompt_is_text(bloom: Bloom, tmp_path: Path) -> None:
 def test_page_of_64_tokens_takes_3_mb_at_most(bloom: Bloom, tmp_path: Path) -> None:
     ids = np.random.default_rng(0).integers(4, bloom.config.vocab_size, 64)
     logits, trace = bloom.trace(ids, names=NAMES)
-    write_report(bloom, trace, logits, tmp_path / "page.html")
+    write_report(trace, logits, bloom.tokenizer, tmp_path / "page.html")
     assert (tmp_path / "page.html").stat().st_size <= 3e6
 
 
 def test_what_is_lacking_or_cannot_be_written_is_one_error(bloom: Bloom, tmp_path: Path) -> None:
     logits, trace = bloom.trace("Todos", names=NAMES)
     with pytest.raises(NumpyBloomError, match=r"^cannot write .*nowhere.*: No such file"):
-        write_report(bloom, trace, logits, tmp_path / "nowhere" / "page.html")
+        write_report(trace, logits, bloom.tokenizer, tmp_path / "nowhere" / "page.html")
     (tmp_path / "folder").mkdir()
     with pytest.raises(NumpyBloomError, match=r"folder is no regular file; choose another"):
-        write_report(bloom, trace, logits, tmp_path / "folder")
+        write_report(trace, logits, bloom.tokenizer, tmp_path / "folder")
     path = tmp_path / "page.html"
     path.write_text("the page before", encoding="utf-8")
     logits, trace = bloom.trace("Todos", names=NAMES.replace("blocks.*.attn.z,", ""))
     with pytest.raises(NumpyBloomError, match=r"lacks blocks\.0\.attn\.z"):
-        write_report(bloom, trace, logits, path)
+        write_report(trace, logits, bloom.tokenizer, path)
     assert path.read_text(encoding="utf-8") == "the page before"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["folder", "page.html"]
 
@@ -143,7 +143,7 @@ def test_model_whose_logits_are_no_sum_has_a_report(
 ) -> None:
     recorded = recorded_model("heads6-float16-postnorm")
     logits, trace = recorded.bloom.trace([1, 2, 3], names=NAMES)
-    write_report(recorded.bloom, trace, logits, tmp_path / "page.html")
+    write_report(trace, logits, recorded.bloom.tokenizer, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     facts = embedded_facts(page)
     assert set(embedded(page)) >= {"norms", "pattern-0"} and "parts-logit" not in embedded(page)

@@ -41,7 +41,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traced]:
     path = tmp_path_factory.mktemp("report") / "page.html"
     with numpy_bloom.load() as bloom:
         logits, trace = bloom.trace(TEXT, names=NAMES)
-        write_report(bloom, trace, logits, path)
+        write_report(trace, logits, bloom.tokenizer, path)
         yield Traced(path, trace, logits, logit_lens(trace))
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from tokenizers import Tokenizer
 
-from numpy_bloom.bloom import Bloom
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.model.alibi import alibi_slopes
 from numpy_bloom.study.report.labels import Labels, is_right_to_left
@@ -23,21 +23,24 @@ from numpy_bloom.study.report.numbers import (
     patterns,
 )
 from numpy_bloom.study.trace import Trace
+from numpy_bloom.tokenizer import decode
 from numpy_bloom.weights.dtypes import Floats
 
 HERE = Path(__file__).parent
 SCRIPTS = ("data.js", "drawing.js", "figures.js", "tables.js", "page.js")
 
 
-def write_report(bloom: Bloom, trace: Trace, logits: Floats, path: str | Path) -> None:
+def write_report(
+    trace: Trace, logits: Floats, tokenizer: Tokenizer | None, path: str | Path
+) -> None:
     """Write a page that shows a traced pass, to be opened in a browser.
 
     One block's attention is in memory at a time. The file appears when it is complete.
 
     Args:
-        bloom: that was traced.
         trace: of a text's first pass, with the stages `NAMES`.
         logits: (T, V), of that pass.
+        tokenizer: of the model; without one tokens are shown as numbers.
         path: the file; one that is there is replaced.
 
     Raises:
@@ -53,7 +56,7 @@ def write_report(bloom: Bloom, trace: Trace, logits: Floats, path: str | Path) -
     try:
         try:
             with aside.open("w", encoding="utf-8") as file:
-                _write(file, bloom, trace, logits)
+                _write(file, trace, logits, tokenizer)
             aside.replace(path)
         except BaseException:
             with suppress(OSError):
@@ -63,13 +66,13 @@ def write_report(bloom: Bloom, trace: Trace, logits: Floats, path: str | Path) -
         raise NumpyBloomError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def _write(file: IO[str], bloom: Bloom, trace: Trace, logits: Floats) -> None:
+def _write(file: IO[str], trace: Trace, logits: Floats, tokenizer: Tokenizer | None) -> None:
     template = (HERE / "page.html").read_text(encoding="utf-8")
     before, after_style = template.split("/* page.css */")
     between, after_data = after_style.split("<!-- data -->")
     until_script, end = after_data.split("/* scripts */")
     file.write(before + (HERE / "page.css").read_text(encoding="utf-8") + between)
-    for element in _data(bloom, trace, logits):
+    for element in _data(trace, logits, tokenizer):
         file.write(element)
     file.write(until_script)
     for name in SCRIPTS:
@@ -77,12 +80,12 @@ def _write(file: IO[str], bloom: Bloom, trace: Trace, logits: Floats) -> None:
     file.write(end)
 
 
-def _data(bloom: Bloom, trace: Trace, logits: Floats) -> Iterator[str]:
+def _data(trace: Trace, logits: Floats, tokenizer: Tokenizer | None) -> Iterator[str]:
     """Script elements that hold the numbers."""
     at_once = arrays(trace, logits)
-    facts = _facts(bloom, trace) | {"arrays": list(at_once)}
+    facts = _facts(trace, tokenizer) | {"arrays": list(at_once)}
     shown = [trace.token_ids, at_once["next-ids"].ravel(), at_once["lens-ids"].ravel()]
-    labels = Labels(bloom.tokenizer)
+    labels = Labels(tokenizer)
     facts["labels"] = {int(i): labels(int(i)) for i in np.unique(np.concatenate(shown))}
     yield f'<script type="application/json" id="facts">{escaped_json(facts)}</script>\n'
     for name, array in at_once.items():
@@ -91,9 +94,9 @@ def _data(bloom: Bloom, trace: Trace, logits: Floats) -> Iterator[str]:
         yield _element(f"pattern-{i}", array)
 
 
-def _facts(bloom: Bloom, trace: Trace) -> dict[str, Any]:
-    config = bloom.config
-    text = bloom.decode(trace.token_ids.tolist())
+def _facts(trace: Trace, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    config = trace.model.config
+    text = decode(tokenizer, trace.token_ids.tolist())
     return {
         "text": text,
         "rightToLeft": is_right_to_left(text),
