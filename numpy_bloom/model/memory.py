@@ -25,7 +25,7 @@ LIVE_LOGITS = 14
 their order, sums and probabilities, of which some are twice as wide."""
 
 
-class Draft(Protocol):
+class Resident(Protocol):
     """Another model, of whose memory a run makes use."""
 
     @property
@@ -49,7 +49,7 @@ class Needs:
     pass_tokens: int
     logit_rows: int
     longest: int = 0
-    draft: Draft | None = None
+    draft: Resident | None = None
 
 
 def pass_bytes(config: BloomConfig, tokens: int, longest: int, threads: int, scratch: int) -> int:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.model.cache import Cache, KVCache, OnePassCache
 from numpy_bloom.model.config import BloomConfig
-from numpy_bloom.model.memory import Draft, Needs, logit_bytes, pass_bytes, score_bytes
+from numpy_bloom.model.memory import Needs, Resident, logit_bytes, pass_bytes, score_bytes
 from numpy_bloom.model.parameters import bloom_parameters
 from numpy_bloom.weights.budget import size_text
 from numpy_bloom.weights.store import WeightStore
@@ -46,7 +46,7 @@ class Room:
         self.memory_for_all = 0
         # The runs that are not over: the caches of each, bytes that its largest pass needs, and
         # the draft model that takes its share of the memory meanwhile.
-        self._runs: weakref.WeakKeyDictionary[Cache, tuple[int, Draft | None]] = (
+        self._runs: weakref.WeakKeyDictionary[Cache, tuple[int, Resident | None]] = (
             weakref.WeakKeyDictionary()
         )
         self._one_at_a_time = threading.Lock()
@@ -225,7 +225,7 @@ class Room:
         longest = max(needs.longest, *needs.cache_tokens)
         return self.working_bytes(needs.pass_tokens, longest, logit_rows=needs.logit_rows)
 
-    def _needed(self, cache_tokens: int, working: int, draft: Draft | None = None) -> int:
+    def _needed(self, cache_tokens: int, working: int, draft: Resident | None = None) -> int:
         """Bytes of all but weights, with the runs that are not over, a new one, and drafts."""
         drafts = {draft, *(draft for _, draft in dict(self._runs).values())} - {None, self}
         elsewhere = sum(draft.resident_bytes for draft in drafts if draft is not None)
@@ -244,7 +244,7 @@ class Room:
         stream = self.stream
         return stream.nbytes if resident else min(stream.nbytes, stream.buffer_bytes)
 
-    def _make_room(self, cache_tokens: int, working: int, draft: Draft | None = None) -> None:
+    def _make_room(self, cache_tokens: int, working: int, draft: Resident | None = None) -> None:
         """Pin as many weights as fit beside the runs that are not over and a new one.
 
         Args:
