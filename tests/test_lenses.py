@@ -15,7 +15,7 @@ from conversion import convert
 from numpy_bloom.bloom import Bloom
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.study.cost import costs
-from numpy_bloom.study.lenses import attribution, logit_lens, residual_stream
+from numpy_bloom.study.lenses import attributions, logit_lens, residual_stream
 from numpy_bloom.weights.formats import base
 
 CHECKPOINT = Checkpoint(hidden=24, heads=6, blocks=3, dtype="bfloat16", lm_head="different")
@@ -73,7 +73,8 @@ def test_the_last_layer_of_the_lens_says_what_the_model_says(model: Bloom) -> No
 @pytest.mark.parametrize(("position", "token_id"), [(-1, None), (3, 17), (0, 275)])
 def test_parts_of_a_logit_add_up_to_it(model: Bloom, position: int, token_id: int | None) -> None:
     logits, trace = model.trace(IDS)
-    parts = attribution(trace, position, token_id)
+    token_ids = None if token_id is None else [token_id]
+    (parts,) = attributions(trace, [position], token_ids)
     expected = logits[position].argmax() if token_id is None else token_id
     assert parts.token_id == expected
     assert parts.logit == logits[position, expected]
@@ -86,7 +87,7 @@ def test_parts_of_a_logit_add_up_to_it(model: Bloom, position: int, token_id: in
 def test_each_part_of_a_logit_is_what_is_missing_without_it(model: Bloom) -> None:
     """With the last layer norm's mean and scale as they were."""
     _, trace = model.trace(IDS)
-    parts = attribution(trace, -1, 9)
+    (parts,) = attributions(trace, [-1], [9])
     last = trace["blocks.2.resid_post"][-1].astype(np.float64)
     scale = np.sqrt(last.var() + 1e-5)
     direction = tensor("lm_head.weight")[9] * tensor("ln_f.weight") / scale
@@ -112,22 +113,22 @@ def test_what_cannot_be_taken_apart_is_told(model: Bloom, tmp_path: Path) -> Non
     with pytest.raises(NumpyBloomError, match=r"the trace lacks blocks\.0\.resid_pre"):
         logit_lens(trace)
     with pytest.raises(NumpyBloomError, match="the trace lacks logits"):
-        attribution(trace)
+        attributions(trace, [-1])
     convert(FOLDER / "heads6-float16-postnorm", tmp_path / "postnorm")
     with numpy_bloom.load(tmp_path / "postnorm", threads=1) as postnorm:
         _, trace = postnorm.trace(IDS[:3])
         with pytest.raises(NumpyBloomError, match="no sum over all blocks"):
-            attribution(trace)
+            attributions(trace, [-1])
 
 
 def test_what_is_out_of_range_is_told(model: Bloom) -> None:
     _, trace = model.trace(IDS)
     for position in (20, -21):
         with pytest.raises(NumpyBloomError, match=rf"position {position} is not among the 20"):
-            attribution(trace, position)
+            attributions(trace, [position])
     for token_id in (-1, model.config.vocab_size):
         with pytest.raises(NumpyBloomError, match=f"token id {token_id} is out of range"):
-            attribution(trace, -1, token_id)
+            attributions(trace, [-1], [token_id])
     with pytest.raises(NumpyBloomError, match="top is 0"):
         logit_lens(trace, 0)
 

@@ -14,7 +14,7 @@ from support.recorded import Recorded
 
 import numpy_bloom
 from numpy_bloom import Bloom, NumpyBloomError
-from numpy_bloom.study.lenses import attribution, logit_lens
+from numpy_bloom.study.lenses import attributions, logit_lens
 from numpy_bloom.study.report import NAMES, write_report
 from numpy_bloom.study.report.labels import Labels, is_right_to_left, readable
 
@@ -79,8 +79,8 @@ def test_numbers_of_the_page_are_those_of_the_trace(bloom: Bloom, tmp_path: Path
     expected = np.take_along_axis(log_p, order, axis=1)
     np.testing.assert_allclose(arrays["next-log-p"], expected, rtol=1e-5, atol=1e-7)
 
-    for position in (0, tokens - 1):
-        parts = attribution(trace, position)
+    ends = (0, tokens - 1)
+    for position, parts in zip(ends, attributions(trace, ends), strict=True):
         assert parts.token_id == arrays["next-ids"][position, 0]
         for name, expected in (
             ("embedding", parts.embedding),

@@ -16,7 +16,7 @@ import pytest
 
 import numpy_bloom
 from numpy_bloom.model.alibi import alibi_slopes
-from numpy_bloom.study.lenses import LogitLens, attribution, logit_lens
+from numpy_bloom.study.lenses import LogitLens, attributions, logit_lens
 from numpy_bloom.study.report import NAMES, write_report
 from numpy_bloom.study.trace import Trace
 from numpy_bloom.weights.dtypes import Floats
@@ -119,7 +119,7 @@ def test_shown_numbers_are_those_of_the_trace(page: Any, traced: Traced) -> None
         digits = 2 if p < 0.1 else 1
         assert text == f"{100 * p:.{digits}f} % · {abs(entropy):.2f}"
 
-    parts = attribution(trace)
+    (parts,) = attributions(trace, [-1])
     foot = page.locator("#parts tfoot td:last-child").all_inner_texts()
     assert foot == [f"{float(page_sum(parts)):.4f}", f"{parts.logit:.4f}"]
     together = parts.heads.sum(axis=1) + parts.attention_biases + parts.mlps

@@ -18,7 +18,7 @@ from numpy_bloom.bloom import Bloom
 from numpy_bloom.errors import NumpyBloomError, OptionError
 from numpy_bloom.model import passes
 from numpy_bloom.study import stages
-from numpy_bloom.study.lenses import attribution
+from numpy_bloom.study.lenses import attributions
 from numpy_bloom.study.stages import BY_KEYS, local_name, stage_names, stage_shape
 from numpy_bloom.study.trace import Trace
 
@@ -282,7 +282,7 @@ def test_float64_of_a_first_pass_whose_last_position_alone_has_logits(model: Blo
     rows = first.diff(first, exact=True)
     assert max(row.ours_from_exact or 0 for row in rows) < 1e-5
     with pytest.raises(NumpyBloomError, match="logits of its last position only"):
-        attribution(first, 0)
+        attributions(first, [0])
 
 
 @pytest.mark.parametrize(

@@ -129,16 +129,6 @@ def _together(tiles: list[_TileSums], top: int) -> tuple[npt.NDArray[np.int64], 
     )
 
 
-def attribution(trace: Trace, position: int = -1, token_id: int | None = None) -> Attribution:
-    """`attributions` at one position, by default the last one.
-
-    Raises:
-        NumpyBloomError: as there.
-    """
-    (only,) = attributions(trace, [position], None if token_id is None else [token_id])
-    return only
-
-
 def attributions(
     trace: Trace, positions: Sequence[int], token_ids: Sequence[int] | None = None
 ) -> list[Attribution]:
