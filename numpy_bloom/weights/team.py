@@ -141,7 +141,7 @@ class Team:
 
 
 def _serve(queue: "SimpleQueue[_Job[Any] | None]") -> None:
-    with np.errstate(invalid="ignore", over="ignore"):  # holds for one thread: see `Model.computing`
+    with np.errstate(invalid="ignore", over="ignore"):  # of one thread: see `Model.computing`
         while (job := queue.get()) is not None:
             job.help()
             del job  # holds the arrays of the pass
