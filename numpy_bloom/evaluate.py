@@ -8,7 +8,6 @@ from dataclasses import asdict
 
 from numpy_bloom.command import add_model_options, parser, path_argument, rate, run_command
 from numpy_bloom.loading import load
-from numpy_bloom.model.runner import Runner
 from numpy_bloom.perplexity import (
     WINDOW,
     Evaluation,
@@ -18,6 +17,7 @@ from numpy_bloom.perplexity import (
     windows_per_pass,
 )
 from numpy_bloom.progress import reading, run_bar
+from numpy_bloom.running.runner import Runner
 from numpy_bloom.text_file import read_text
 from numpy_bloom.weights.budget import size_text
 

@@ -18,9 +18,9 @@ from numpy_bloom.generation.beams import BeamSearch
 from numpy_bloom.generation.drafts import PROMPT_LOOKUP
 from numpy_bloom.generation.generation import Generation
 from numpy_bloom.loading import load
-from numpy_bloom.model.runner import Runner
 from numpy_bloom.progress import PassBar, reading
 from numpy_bloom.prompts import read_prompts
+from numpy_bloom.running.runner import Runner
 from numpy_bloom.weights.budget import size_text
 
 

@@ -6,8 +6,8 @@ from typing import Any
 from numpy_bloom.bloom import Bloom
 from numpy_bloom.errors import NumpyBloomError, check_whole
 from numpy_bloom.model.config import BloomConfig
-from numpy_bloom.model.model import Model
-from numpy_bloom.model.runner import Runner
+from numpy_bloom.running.model import Model
+from numpy_bloom.running.runner import Runner
 from numpy_bloom.weights.budget import default_memory, default_threads, parse_size
 
 DEMO = Path(__file__).parent / "demo"

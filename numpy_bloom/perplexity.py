@@ -13,8 +13,8 @@ import numpy as np
 
 from numpy_bloom.errors import NumpyBloomError, OptionError, check_whole
 from numpy_bloom.model.forward import TokenIds
-from numpy_bloom.model.model import check_finite
-from numpy_bloom.model.runner import Runner
+from numpy_bloom.running.model import check_finite
+from numpy_bloom.running.runner import Runner
 from numpy_bloom.text_file import Text
 from numpy_bloom.weights.budget import peak_memory_bytes
 from numpy_bloom.weights.dtypes import Floats

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
-from numpy_bloom.model.runner import Runner
+from numpy_bloom.running.runner import Runner
 from numpy_bloom.weights.budget import size_text
 
 SECONDS_BETWEEN = 0.1

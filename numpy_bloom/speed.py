@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from numpy_bloom.model.memory import Needs
+from numpy_bloom.running.memory import Needs
 from numpy_bloom.text_model import TextModel
 from numpy_bloom.weights.rates import arithmetic_rate, disk_rate, memory_rate
 

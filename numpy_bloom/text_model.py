@@ -13,8 +13,8 @@ from numpy_bloom.generation.prompt_cache import fingerprint
 from numpy_bloom.inputs import token_id_array
 from numpy_bloom.model.config import BloomConfig, read_config
 from numpy_bloom.model.forward import TokenIds
-from numpy_bloom.model.model import Model
-from numpy_bloom.model.runner import Runner
+from numpy_bloom.running.model import Model
+from numpy_bloom.running.runner import Runner
 from numpy_bloom.study.capture import Edit
 from numpy_bloom.study.trace import Trace, run_traced
 from numpy_bloom.study.variants import run_variants

@@ -12,7 +12,7 @@ from support.interruptions import Faults, Interrupt
 
 import numpy_bloom
 from numpy_bloom.errors import NumpyBloomError
-from numpy_bloom.model.model import Model
+from numpy_bloom.running.model import Model
 
 pytestmark = pytest.mark.usefixtures("many_chunks")
 
@@ -26,7 +26,7 @@ def one_block(tmp_path_factory: pytest.TempPathFactory) -> Path:
 PACKAGE = Path(numpy_bloom.__file__).parent
 JOINING = [PACKAGE / "generation/batch.py"]
 LOOP = [PACKAGE / "generation" / name for name in ("generation.py", "sampling.py")]
-LOOP += [PACKAGE / "model/model.py"]
+LOOP += [PACKAGE / "running/model.py"]
 READING = [PACKAGE / "generation" / name for name in ("continuation.py", "text.py")]
 BELOW = [path for part in ("model", "weights") for path in (PACKAGE / part).rglob("*.py")]
 

@@ -18,7 +18,7 @@ from numpy_bloom.errors import NumpyBloomError, OptionError
 from numpy_bloom.generation import beams
 from numpy_bloom.generation.beams import START, BeamOptions, advance
 from numpy_bloom.model.cache import KVCache
-from numpy_bloom.model.memory import LIVE_LOGITS
+from numpy_bloom.running.memory import LIVE_LOGITS
 
 
 @pytest.fixture(scope="module")

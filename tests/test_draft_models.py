@@ -15,7 +15,7 @@ import numpy_bloom
 from numpy_bloom.bloom import Bloom
 from numpy_bloom.errors import NumpyBloomError, OptionError
 from numpy_bloom.model.cache import KVCache
-from numpy_bloom.model.model import Model
+from numpy_bloom.running.model import Model
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from support.conversions import converted
 from support.formats import normal, tiles, written
 
 import numpy_bloom
-from numpy_bloom.model.memory import Needs, pass_bytes
 from numpy_bloom.model.passes import SLICE_TOKENS
+from numpy_bloom.running.memory import Needs, pass_bytes
 from numpy_bloom.weights.formats import FORMATS
 
 OBJECTS = 100_000  # of Python: threads, tiles, jobs

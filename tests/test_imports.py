@@ -76,7 +76,7 @@ def test_a_cluster_without_dask_is_told_in_one_line() -> None:
     )
 
 
-ROOMS = ("weights", "model", "generation", "study")
+ROOMS = ("weights", "model", "running", "generation", "study")
 """Each may take from itself and from those before it."""
 ABOVE = {"text_model", "bloom", "loading", "cluster", "conversion"}
 

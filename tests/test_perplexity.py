@@ -14,8 +14,8 @@ from support.scores import IDS, TOLERANCE, from_logits, least_memory
 import numpy_bloom
 from numpy_bloom.bloom import Bloom
 from numpy_bloom.errors import NumpyBloomError, OptionError
-from numpy_bloom.model.model import Model
 from numpy_bloom.perplexity import PASS_TOKENS, WINDOW, Windows, score_windows, windows_per_pass
+from numpy_bloom.running.model import Model
 
 pytestmark = pytest.mark.usefixtures("many_pieces")
 

@@ -9,7 +9,7 @@ from support.parity import TOLERANCE, filled_cache, run_in_passes
 from support.recorded import Recorded
 
 from numpy_bloom.errors import NumpyBloomError
-from numpy_bloom.model.model import Model
+from numpy_bloom.running.model import Model
 from numpy_bloom.study.compare import deviation, first_divergence
 
 OpenRecorded = Callable[[str], Recorded]

@@ -22,7 +22,7 @@ from support.threads import no_deadlock
 
 import numpy_bloom
 from numpy_bloom.bloom import Bloom
-from numpy_bloom.model.memory import Needs
+from numpy_bloom.running.memory import Needs
 from numpy_bloom.speed import measure
 from numpy_bloom.weights import processes, store
 from numpy_bloom.weights.formats import FORMATS, base

@@ -16,7 +16,7 @@ from numpy_bloom.bloom import Bloom
 from numpy_bloom.errors import OptionError
 from numpy_bloom.generation.prompt_cache_file import PromptCacheFile
 from numpy_bloom.model.cache import KVCache
-from numpy_bloom.model.memory import Needs
+from numpy_bloom.running.memory import Needs
 
 PROMPT = LONG[:9]
 NEW = 12

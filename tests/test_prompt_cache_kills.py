@@ -19,7 +19,7 @@ from support.conversions import converted, failing
 import numpy_bloom
 from numpy_bloom.bloom import Bloom
 from numpy_bloom.generation.prompt_cache_file import PromptCacheFile
-from numpy_bloom.model.model import Model
+from numpy_bloom.running.model import Model
 
 PROMPT = byte_ids("Todos los todos")
 NEW = 8

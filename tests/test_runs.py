@@ -24,7 +24,7 @@ import numpy_bloom
 from numpy_bloom.generation.continuation import Continuation
 from numpy_bloom.generation.sampling import SamplingOptions, draw, next_token_distribution
 from numpy_bloom.model.cache import KVCache
-from numpy_bloom.model.memory import LIVE_LOGITS, Needs
+from numpy_bloom.running.memory import LIVE_LOGITS, Needs
 
 pytestmark = pytest.mark.usefixtures("many_pieces")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 import numpy_bloom
-from numpy_bloom.model.memory import Needs
+from numpy_bloom.running.memory import Needs
 from numpy_bloom.weights.dtypes import Floats
 
 

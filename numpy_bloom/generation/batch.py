@@ -9,10 +9,10 @@ import numpy as np
 
 from numpy_bloom.generation.continuation import Continuation, PassStats, Token
 from numpy_bloom.model.cache import SequenceCache
-from numpy_bloom.model.memory import Needs
-from numpy_bloom.model.model import check_finite
 from numpy_bloom.model.passes import Tap, no_tap
-from numpy_bloom.model.runner import Runner
+from numpy_bloom.running.memory import Needs
+from numpy_bloom.running.model import check_finite
+from numpy_bloom.running.runner import Runner
 
 PASS_TOKENS = 512
 """A pass takes in no further prompt once it has so many tokens."""

@@ -15,10 +15,10 @@ from numpy_bloom.generation.generation import Generation
 from numpy_bloom.generation.options import GenerationOptions
 from numpy_bloom.generation.sampling import SamplingOptions, penalize_repetition
 from numpy_bloom.generation.text import TextStream
-from numpy_bloom.model.memory import Needs
-from numpy_bloom.model.model import check_finite
 from numpy_bloom.model.primitives import log_softmax
-from numpy_bloom.model.runner import Runner
+from numpy_bloom.running.memory import Needs
+from numpy_bloom.running.model import check_finite
+from numpy_bloom.running.runner import Runner
 from numpy_bloom.weights.dtypes import Floats
 
 

@@ -13,8 +13,8 @@ from numpy_bloom.generation.sampling import (
     next_token_distribution,
 )
 from numpy_bloom.model.cache import SequenceCache
-from numpy_bloom.model.memory import Needs
-from numpy_bloom.model.runner import Runner
+from numpy_bloom.running.memory import Needs
+from numpy_bloom.running.runner import Runner
 from numpy_bloom.weights.budget import size_text
 from numpy_bloom.weights.dtypes import Floats
 

@@ -15,7 +15,7 @@ from numpy_bloom.generation.sampling import random_seed
 from numpy_bloom.generation.text import TextStream
 from numpy_bloom.model.forward import TokenIds
 from numpy_bloom.model.passes import Tap
-from numpy_bloom.model.runner import Runner
+from numpy_bloom.running.runner import Runner
 from numpy_bloom.weights.budget import peak_memory_bytes
 
 

@@ -9,9 +9,9 @@ import numpy as np
 from numpy_bloom.model import parameters
 from numpy_bloom.model.alibi import alibi_bias, alibi_slopes, causal_mask
 from numpy_bloom.model.forward import TokenIds
-from numpy_bloom.model.model import Model
 from numpy_bloom.model.passes import token_slices
 from numpy_bloom.model.primitives import gelu, layer_norm, softmax
+from numpy_bloom.running.model import Model
 from numpy_bloom.study.stages import LATER_KEYS, local_name, stage_names
 from numpy_bloom.weights.dtypes import Floats
 from numpy_bloom.weights.linear import linear, lookup, widened

@@ -9,7 +9,7 @@ from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.generation.continuation import Token
 from numpy_bloom.generation.generation import GenerationInBatch
 from numpy_bloom.model.forward import TokenIds
-from numpy_bloom.model.model import Model
+from numpy_bloom.running.model import Model
 from numpy_bloom.study.capture import Arrays, Capture, Edit, check_edits, trace_bytes
 from numpy_bloom.study.compare import Difference, Divergence, compare, first_divergence
 from numpy_bloom.study.formulas import compute_exactly, recompute

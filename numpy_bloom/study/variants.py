@@ -6,7 +6,7 @@ import numpy as np
 
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.model.forward import TokenIds
-from numpy_bloom.model.model import Model
+from numpy_bloom.running.model import Model
 from numpy_bloom.study.capture import Edit, check_edits, edited
 from numpy_bloom.study.stages import AFTER_BLOCKS, BY_KEYS, local_name
 from numpy_bloom.weights.dtypes import Floats

@@ -32,7 +32,7 @@ from numpy_bloom.cluster import model as cluster_model
 from numpy_bloom.cluster.model import ClusterModel
 from numpy_bloom.cluster.open import LOCAL_SETTINGS
 from numpy_bloom.errors import NumpyBloomError
-from numpy_bloom.model.memory import Needs
+from numpy_bloom.running.memory import Needs
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from numpy_bloom.cluster import open as open_cluster
 from numpy_bloom.cluster import share
 from numpy_bloom.cluster.plan import Part, Sizes, Worker, deal, expected_seconds, plan_text, redeal
 from numpy_bloom.errors import NumpyBloomError
-from numpy_bloom.model.model import Model
+from numpy_bloom.running.model import Model
 from numpy_bloom.weights.folder import EMBEDDINGS, FINAL_LAYERNORM, block_file
 
 BLOCKS = 12

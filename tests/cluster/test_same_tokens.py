@@ -13,8 +13,8 @@ from support.conversions import converted
 import numpy_bloom
 from numpy_bloom.bloom import Bloom
 from numpy_bloom.errors import NumpyBloomError
-from numpy_bloom.model.memory import Needs
 from numpy_bloom.perplexity import Windows, score_windows, windows_per_pass
+from numpy_bloom.running.memory import Needs
 
 
 class Both(NamedTuple):

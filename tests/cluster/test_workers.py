@@ -17,7 +17,7 @@ import numpy_bloom
 from numpy_bloom.cluster import workers
 from numpy_bloom.cluster.open import LOCAL_SETTINGS
 from numpy_bloom.errors import NumpyBloomError
-from numpy_bloom.model.memory import Needs
+from numpy_bloom.running.memory import Needs
 from numpy_bloom.weights.folder import block_file
 
 

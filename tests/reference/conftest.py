@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from support.dials import in_many_pieces
 
-from numpy_bloom.model.model import Model
+from numpy_bloom.running.model import Model
 
 if TYPE_CHECKING:
     from live import Opener

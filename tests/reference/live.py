@@ -14,7 +14,7 @@ from transformers import BloomForCausalLM
 import numpy_bloom
 from conversion import convert
 from numpy_bloom.bloom import Bloom
-from numpy_bloom.model.model import Model
+from numpy_bloom.running.model import Model
 
 DTYPES = ("float32", "float16", "bfloat16")
 

@@ -9,7 +9,7 @@ import pytest
 
 import numpy_bloom
 from numpy_bloom.bloom import Bloom
-from numpy_bloom.model.memory import Needs
+from numpy_bloom.running.memory import Needs
 from numpy_bloom.weights import store
 from numpy_bloom.weights.dtypes import FLOATING
 from numpy_bloom.weights.formats import FORMATS, base, int4

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from numpy_bloom.model import alibi, attention, block, forward, mlp, parameters, passes, primitives
-from numpy_bloom.model.model import Model
+from numpy_bloom.running.model import Model
 
 Plant = Callable[[pytest.MonkeyPatch, Model], None]
 

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # to find `support` when run
 
 import numpy_bloom
 from numpy_bloom.bloom import Bloom
-from numpy_bloom.model.model import Model
+from numpy_bloom.running.model import Model
 from support.threads import thread_names
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from numpy_bloom.model.cache import KVCache
-from numpy_bloom.model.memory import Needs
-from numpy_bloom.model.model import Model
+from numpy_bloom.running.memory import Needs
+from numpy_bloom.running.model import Model
 
 Array = npt.NDArray[Any]
 Stages = Mapping[str, Array]

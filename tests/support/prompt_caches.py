@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from numpy_bloom.bloom import Bloom
-from numpy_bloom.model.model import Model
+from numpy_bloom.running.model import Model
 from support.checkpoints import byte_ids
 
 ENDLESS: dict[str, Any] = {"lm_head": "different", "config": {"eos_token_id": None}}

@@ -8,7 +8,7 @@ from safetensors.numpy import load_file
 import numpy_bloom
 from conversion import convert
 from numpy_bloom.bloom import Bloom
-from numpy_bloom.model.model import Model
+from numpy_bloom.running.model import Model
 from support.parity import Array
 
 FOLDER = Path(__file__).parents[1] / "reference" / "recorded"

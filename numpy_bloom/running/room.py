@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.model.cache import Cache, KVCache, OnePassCache
 from numpy_bloom.model.config import BloomConfig
-from numpy_bloom.model.memory import Needs, Resident, logit_bytes, pass_bytes, score_bytes
 from numpy_bloom.model.parameters import bloom_parameters
+from numpy_bloom.running.memory import Needs, Resident, logit_bytes, pass_bytes, score_bytes
 from numpy_bloom.weights.budget import size_text
 from numpy_bloom.weights.store import WeightStore
 

@@ -20,7 +20,7 @@ from numpy_bloom.model.forward import (
     unembed,
 )
 from numpy_bloom.model.passes import Leg, Pass, Tap, no_tap
-from numpy_bloom.model.room import Room
+from numpy_bloom.running.room import Room
 from numpy_bloom.weights.dtypes import Floats
 from numpy_bloom.weights.folder import Folder
 from numpy_bloom.weights.manifest import see_verify

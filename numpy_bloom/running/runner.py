@@ -6,9 +6,9 @@ from typing import Any, Protocol
 from numpy_bloom.model.cache import SequenceCache
 from numpy_bloom.model.config import BloomConfig
 from numpy_bloom.model.forward import TokenIds
-from numpy_bloom.model.memory import Needs
 from numpy_bloom.model.passes import Tap, no_tap
-from numpy_bloom.model.room import OnWeights
+from numpy_bloom.running.memory import Needs
+from numpy_bloom.running.room import OnWeights
 from numpy_bloom.weights.dtypes import Floats
 
 
