@@ -33,7 +33,7 @@ class SourceTensor:
 
     Attributes:
         name: its key in the file, as errors should call it.
-        dtype: a name of `STORED`.
+        dtype: a name of `FLOATING`.
         shape: its sizes; `()` for a single number.
         path: the file.
         offset: of its first element in the file, in bytes.

@@ -17,7 +17,7 @@ from conversion.source_tensor import SourceTensor, extent
 from conversion.torch_pickle import Tensor, read_pickle
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.weights.bounded import open_regular
-from numpy_bloom.weights.dtypes import STORED
+from numpy_bloom.weights.dtypes import FLOATING, STORED
 
 MOST_PICKLE_BYTES = 1_000_000
 """The state dict of the largest BLOOM, 846 tensors in one file, takes 151 kB."""
@@ -51,7 +51,7 @@ def read_torch_file(path: Path) -> dict[str, SourceTensor]:
 
     Raises:
         NumpyBloomError: the file is missing, truncated or malformed, is of the format before
-            PyTorch 1.6, holds anything but named tensors of a type in `STORED`, its pickle asks
+            PyTorch 1.6, holds anything but named tensors of a type in `FLOATING`, its pickle asks
             for anything that a state dict does not need, or a tensor reaches beyond its storage or
             is larger than it.
     """
@@ -168,7 +168,7 @@ def _locate(name: str, tensor: Tensor, path: Path, entry: _Entry | None) -> Sour
     dtype = STORAGE_DTYPES.get(storage.type)
     if dtype is None:
         raise NumpyBloomError(
-            f"'{name}' in {path} is stored as {storage.type!r}; expected {', '.join(STORED)}"
+            f"'{name}' in {path} is stored as {storage.type!r}; expected {', '.join(FLOATING)}"
         )
     itemsize = STORED[dtype].itemsize
     if entry is None or entry.size != storage.numel * itemsize:
