@@ -129,9 +129,7 @@ def _read_file(path: Path) -> dict[str, SourceTensor]:
         f"{path} must hold {', '.join(FLOATING)}, but holds",
     )
     return {
-        name: SourceTensor(
-            name, array.dtype, array.shape, path, array.offset, row_major(array.shape)
-        )
+        name: SourceTensor(**vars(array), strides=row_major(array.shape))
         for name, array in arrays.items()
     }
 

@@ -1,6 +1,5 @@
 """One file of the target: its tensors read, checked and stored, one stretch of rows at a time."""
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
@@ -11,10 +10,10 @@ from tqdm import tqdm
 from conversion.source_tensor import SourceTensor
 from conversion.writer import FolderWriter
 from numpy_bloom.errors import NumpyBloomError
-from numpy_bloom.weights.dtypes import STORED, Stored, all_finite, widen
+from numpy_bloom.weights.dtypes import Stored, all_finite, widen
 from numpy_bloom.weights.folder import ArrayFile
 from numpy_bloom.weights.formats import Encoder, encoder
-from numpy_bloom.weights.safetensors_file import Spec
+from numpy_bloom.weights.safetensors_file import Spec, array_bytes
 
 ROWS_BYTES = 4 << 20
 """How much of a tensor is read at once. Widened, rounded and compared, it takes some five times
@@ -38,15 +37,13 @@ def stored_dtype(tensor: SourceTensor, dtype: str) -> str:
 
 def bytes_to_read(tensor: SourceTensor, encoder: Encoder) -> int:
     """What storing a tensor reads."""
-    nbytes = math.prod(tensor.shape) * STORED[tensor.dtype].itemsize
-    return 2 * nbytes if encoder.surveys else nbytes
+    return 2 * tensor.nbytes if encoder.surveys else tensor.nbytes
 
 
 def largest_stretch(tensor: SourceTensor, block_rows: int) -> int:
     """Bytes of a tensor that are read at once."""
-    nbytes = math.prod(tensor.shape) * STORED[tensor.dtype].itemsize
     rows = next(stretches(tensor, block_rows), slice(0, 0))
-    return nbytes // max(1, tensor.shape[0]) * rows.stop
+    return tensor.nbytes // max(1, tensor.shape[0]) * rows.stop
 
 
 def convert_file(
@@ -102,7 +99,7 @@ def _read(tensor: SourceTensor, block_rows: int, progress: tqdm) -> Iterator[Sto
 def stretches(tensor: SourceTensor, block_rows: int) -> Iterator[slice]:
     """The tensor's rows, about `ROWS_BYTES` at a time, in whole blocks."""
     rows = tensor.shape[0]
-    row_bytes = math.prod(tensor.shape[1:]) * STORED[tensor.dtype].itemsize
+    row_bytes = array_bytes(tensor.dtype, tensor.shape[1:])
     step = max(1, ROWS_BYTES // (row_bytes * block_rows)) * block_rows
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))

@@ -1,7 +1,6 @@
 """Command: a converted model as a Hugging Face checkpoint. `python -m conversion.export --help`"""
 
 import json
-import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from numpy_bloom.command import parser, path_argument, run_command
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.model.config import read_config
 from numpy_bloom.weights.budget import size_text
-from numpy_bloom.weights.dtypes import STORED, Stored, narrow
+from numpy_bloom.weights.dtypes import Stored, narrow
 from numpy_bloom.weights.folder import (
     LM_HEAD,
     ArrayFile,
@@ -28,7 +27,7 @@ from numpy_bloom.weights.folder import (
     read_manifest,
 )
 from numpy_bloom.weights.manifest import see_verify
-from numpy_bloom.weights.safetensors_file import Spec, StoredArray
+from numpy_bloom.weights.safetensors_file import Spec, StoredArray, array_bytes
 from numpy_bloom.weights.stored_matrix import StoredMatrix, read_small
 
 SHARD_BYTES = 5_000_000_000
@@ -68,7 +67,7 @@ class Tensor(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Bytes that it takes in the checkpoint."""
-        return math.prod(self.shape) * STORED[self.dtype].itemsize
+        return array_bytes(self.dtype, self.shape)
 
     def values(self) -> Iterator[Stored]:
         """Its numbers, some rows at a time."""

@@ -10,10 +10,9 @@ from conversion.shards import Checkpoint
 from conversion.source import COPIED, Source
 from conversion.source_tensor import SourceTensor, row_major
 from numpy_bloom.tokenizer import TOKENIZER
-from numpy_bloom.weights.dtypes import STORED
 from numpy_bloom.weights.folder import ArrayFile
 from numpy_bloom.weights.formats import FORMATS, encoder
-from numpy_bloom.weights.safetensors_file import Spec, header_bytes
+from numpy_bloom.weights.safetensors_file import Spec, array_bytes, header_bytes
 
 OWN_BYTES = 150_000_000
 """The interpreter with NumPy and the hub's library."""
@@ -93,10 +92,9 @@ def _tensors(file: ArrayFile, checkpoint: Checkpoint, total: int) -> Iterator[So
         if key in checkpoint.tensors:
             yield checkpoint.tensors[key]
         elif checkpoint.has(key):
-            yield SourceTensor(key, guess, shape, Path(), 0, row_major(shape))
+            yield SourceTensor(Path(), key, guess, shape, 0, row_major(shape))
 
 
 def _nbytes(spec: Spec) -> int:
     """Of an array; one of open size, of the few exceptions of a packed matrix, counts as empty."""
-    dtype, shape = spec
-    return STORED[dtype].itemsize * max(0, math.prod(shape))
+    return max(0, array_bytes(*spec))

@@ -1,13 +1,13 @@
 """One tensor of a checkpoint that is still on disk, whatever the file's format."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.weights.dtypes import STORED, Stored
+from numpy_bloom.weights.safetensors_file import StoredArray
 
 
 def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -28,28 +28,17 @@ def extent(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
 
 
 @dataclass(frozen=True)
-class SourceTensor:
-    """Where one tensor lies.
+class SourceTensor(StoredArray):
+    """Where one tensor lies, row-major or not: `read_rows` reads it.
 
     Attributes:
-        name: its key in the file, as errors should call it.
-        dtype: a name of `FLOATING`.
-        shape: its sizes; `()` for a single number.
-        path: the file.
-        offset: of its first element in the file, in bytes.
+        path, name, dtype, shape, offset: as of a `StoredArray`; dtype is a name of `FLOATING`,
+            shape is `()` for a single number, offset is that of the first element.
         strides: from one element to the next along each axis, in elements, none negative.
             PyTorch stores transposed and sliced tensors as such views of larger storages.
     """
 
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    path: Path
-    offset: int
     strides: tuple[int, ...]
-
-    def __str__(self) -> str:
-        return f"'{self.name}' in {self.path}"
 
     def read_rows(self, start: int, stop: int) -> Stored:
         """Read the rows `start` to `stop` (excluded) along axis 0; a 0-d tensor is one row.

@@ -187,4 +187,4 @@ def _locate(name: str, tensor: Tensor, path: Path, entry: _Entry | None) -> Sour
             f"'{name}' in {path} has size {size}, more than the {storage.numel:,} elements of its "
             "storage, which it repeats; save a contiguous copy"
         )
-    return SourceTensor(name, dtype, size, path, entry.offset + tensor.offset * itemsize, stride)
+    return SourceTensor(path, name, dtype, size, entry.offset + tensor.offset * itemsize, stride)

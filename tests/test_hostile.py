@@ -157,7 +157,7 @@ def test_memory_of_a_transposed_tensor(tmp_path: Path) -> None:
         file.truncate(4 * 4096 * 4096)
         file.seek(4 * (7 * 4096 + 5))
         file.write(np.float32(3).tobytes())
-    tensor = SourceTensor("w", "float32", (4096, 4096), path, 0, (1, 4096))
+    tensor = SourceTensor(path, "w", "float32", (4096, 4096), 0, (1, 4096))
     tracemalloc.start()
     rows = tensor.read_rows(4, 12)
     _, peak = tracemalloc.get_traced_memory()

@@ -120,7 +120,7 @@ def test_offsets_beyond_32_bits(tmp_path: Path) -> None:
         file.seek(2**33)
         file.write(np.array([5, 6], "<u2").tobytes())
     rows = 2**31 // 4 + 1
-    source = SourceTensor("big", "bfloat16", (rows, 2), path, 2**33 - 4 * (rows - 1), (2, 1))
+    source = SourceTensor(path, "big", "bfloat16", (rows, 2), 2**33 - 4 * (rows - 1), (2, 1))
     assert source.read_rows(rows - 1, rows).tolist() == [[5, 6]]
 
 

@@ -25,6 +25,11 @@ Spec = tuple[str, tuple[int, ...]]
 """Dtype (a name of `STORED`) and shape of an array."""
 
 
+def array_bytes(dtype: str, shape: tuple[int, ...]) -> int:
+    """How many bytes the numbers of an array take."""
+    return math.prod(shape) * STORED[dtype].itemsize
+
+
 @dataclass(frozen=True)
 class StoredArray:
     """Where one array lies: `nbytes` bytes of `path` from `offset`, row-major, of type `dtype`."""
@@ -37,7 +42,7 @@ class StoredArray:
 
     @property
     def nbytes(self) -> int:
-        return math.prod(self.shape) * STORED[self.dtype].itemsize
+        return array_bytes(self.dtype, self.shape)
 
     def __str__(self) -> str:
         return f"'{self.name}' in {self.path}"
@@ -97,7 +102,7 @@ def header_bytes(arrays: Mapping[str, Spec], metadata: Mapping[str, str] | None 
     header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
     end = 0
     for name, (dtype, shape) in arrays.items():
-        begin, end = end, end + math.prod(shape) * STORED[dtype].itemsize
+        begin, end = end, end + array_bytes(dtype, shape)
         offsets = [begin, end]
         header[name] = {
             "dtype": SAFETENSORS_CODES[dtype],
