@@ -1,165 +1,102 @@
-"""A local Hugging Face folder as a mapping of tensors, whichever way its weights are stored."""
+"""A checkpoint that is there one shard at a time: what lies where, and what is needed."""
 
-from collections.abc import Collection, Mapping
-from pathlib import Path
-from typing import TypeVar
+from collections.abc import Iterable
 
-from conversion.source_tensor import SourceTensor, row_major
-from conversion.torch_file import read_torch_file
+from conversion.shards import find_shards, open_shards, strip_prefix
+from conversion.source import COPIED, Source
+from conversion.source_tensor import SourceTensor
 from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.model.config import read_config
+from numpy_bloom.tokenizer import TOKENIZER, read_tokenizer
 from numpy_bloom.weights.bounded import read_json
-from numpy_bloom.weights.dtypes import FLOATING
-from numpy_bloom.weights.safetensors_file import read_header
+from numpy_bloom.weights.folder import (
+    ArrayFile,
+    check_shapes,
+    head_file,
+    model_files,
+)
 
-__all__ = [
-    "INDEX_SUFFIX",
-    "WEIGHTS",
-    "SourceTensor",
-    "find_shards",
-    "names_in",
-    "open_shards",
-    "strip_prefix",
-]
-
-SINGLE_SAFETENSORS = "model.safetensors"
-SINGLE_TORCH = "pytorch_model.bin"
-INDEX_SUFFIX = ".index.json"
-WEIGHTS = [
-    SINGLE_SAFETENSORS,
-    SINGLE_SAFETENSORS + INDEX_SUFFIX,
-    SINGLE_TORCH,
-    SINGLE_TORCH + INDEX_SUFFIX,
-]
-"""Where a checkpoint's weights begin, in the order in which transformers looks for them."""
-
-MOST_NAMED = 100
-"""Missing files that an error names; the largest BLOOM has 72."""
-
-T = TypeVar("T")
+EMBEDDINGS_WEIGHT = "word_embeddings.weight"
+HEAD_WEIGHT = "lm_head.weight"
 
 
-def find_shards(folder: Path, present: Collection[str]) -> dict[str, set[str]]:
-    """The files that hold a checkpoint's weights, each with the tensors that it must hold.
+class Checkpoint:
+    """A source's tensors, of which those of opened shards are known.
 
-    Args:
-        folder: where the index is, if there is one.
-        present: names of all files of the checkpoint, wherever they are.
-
-    Returns:
-        For a checkpoint of a single file, whose tensors nothing but itself tells, that file and an
-        empty set.
+    Attributes:
+        config: its config.json.
+        shards: its weight files, as `find_shards` has them.
+        tensors: those of opened shards, by names without prefix.
 
     Raises:
-        NumpyBloomError: there are no weights, or the index is malformed or names a file outside
-            the folder.
+        NumpyBloomError: a file that is to be copied or the index is malformed, or the index names
+            other tensors than a BLOOM has.
     """
-    weights = next((name for name in WEIGHTS if name in present), None)
-    if weights is None:
-        raise NumpyBloomError(f"{folder} holds no weights; looked for {', '.join(WEIGHTS)}")
-    return _read_index(folder / weights) if weights.endswith(INDEX_SUFFIX) else {weights: set()}
 
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self.config = read_config(source.folder)
+        for name in COPIED:
+            if name in source.sizes and name != TOKENIZER:
+                read_json(source.folder / name)
+        read_tokenizer(source.folder, self.config.vocab_size)
+        self.shards = find_shards(source.folder, source.sizes)
+        listed = {name: file for file, names in self.shards.items() for name in names}
+        self._places = strip_prefix(listed)  # nothing, of a single file that is not opened
+        self.tensors: dict[str, SourceTensor] = {}
+        self._opened: set[str] = set()
+        if self._places:
+            self._check()
 
-def open_shards(folder: Path, shards: Mapping[str, set[str]]) -> dict[str, SourceTensor]:
-    """The tensors of some files, by the names under which they lie.
+    @property
+    def files(self) -> list[ArrayFile]:
+        """The files to write; that of the head among them only if the checkpoint may have one."""
+        sizes = self.config.hidden_size, self.config.vocab_size
+        files = model_files(self.config.num_hidden_layers, *sizes)
+        if HEAD_WEIGHT in self._places or not self._places:
+            files.append(head_file(*sizes))
+        return files
 
-    Only headers and descriptions are read, no weights.
+    def has(self, name: str) -> bool:
+        """Whether there is such a tensor; of a single file that is not open, all but a head."""
+        return name in self._places if self._places else name != HEAD_WEIGHT
 
-    Raises:
-        NumpyBloomError: a file is missing or unreadable, or holds not just what it must hold.
-    """
-    _fail_if(
-        sorted(file for file in shards if not (folder / file).exists()),
-        f"{folder} lacks files that it must hold; "
-        "download the checkpoint again to complete it. Missing",
-        most=MOST_NAMED,
-    )
-    tensors = {}
-    for file, names in shards.items():
-        found = _read_file(folder / file)
-        if names:
-            _fail_if(
-                sorted(names - found.keys()),
-                f"{folder / file} lacks tensors that the index places there",
-            )
-            # An unlisted tensor means that shard and index are not of one checkpoint, or that two
-            # shards hold the same name; which of the two would be meant is a guess.
-            _fail_if(
-                sorted(found.keys() - names),
-                f"{folder / file} holds tensors that the index does not place there",
-            )
-        tensors.update(found)
-    return tensors
+    def needs(self, files: Iterable[ArrayFile]) -> set[str]:
+        """The shards that some files are made of."""
+        if not self._places:
+            return set(self.shards) if list(files) else set()
+        names = {file.prefix + name for file in files for name in file.shapes}
+        if HEAD_WEIGHT in names:
+            names.add(EMBEDDINGS_WEIGHT)  # with which it is compared
+        return {self._places[name] for name in names if name in self._places}
 
+    def open(self, shards: Iterable[str]) -> None:
+        """Fetch shards and open them; those that are open already stay so.
 
-def names_in(folder: Path) -> list[str]:
-    """The names of what is in a folder.
+        Raises:
+            NumpyBloomError: a shard cannot be had, is malformed, or is none of a BLOOM's.
+        """
+        new = sorted(set(shards) - self._opened)
+        for shard in new:
+            self._source.fetch(shard)
+        if new:
+            wanted = {shard: self.shards[shard] for shard in new}
+            self.tensors |= strip_prefix(open_shards(self._source.folder, wanted))
+            self._opened |= set(new)
+            if len(self.shards) == 1:
+                self._places = dict.fromkeys(self.tensors, new[0])
+            self._check()
 
-    Raises:
-        NumpyBloomError: it cannot be read.
-    """
-    try:
-        return [file.name for file in folder.iterdir()]
-    except OSError as error:
-        raise NumpyBloomError(f"cannot read the checkpoint's folder {folder}: {error}") from error
-
-
-def strip_prefix(tensors: Mapping[str, T]) -> dict[str, T]:
-    """The same mapping under names without `transformer.`, which some checkpoints have.
-
-    Raises:
-        NumpyBloomError: a name occurs with and without the prefix.
-    """
-    stripped = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
-    if len(stripped) < len(tensors):
-        clashes = [name for name in stripped if {name, f"transformer.{name}"} <= tensors.keys()]
-        _fail_if(clashes, "the checkpoint has both NAME and transformer.NAME, for NAME")
-    return stripped
-
-
-def _read_file(path: Path) -> dict[str, SourceTensor]:
-    if path.suffix != ".safetensors":
-        return read_torch_file(path)
-    arrays = read_header(path)
-    _fail_if(
-        [
-            f"{name} of {array.dtype}"
-            for name, array in arrays.items()
-            if array.dtype not in FLOATING
-        ],
-        f"{path} must hold {', '.join(FLOATING)}, but holds",
-    )
-    return {
-        name: SourceTensor(**vars(array), strides=row_major(array.shape))
-        for name, array in arrays.items()
-    }
-
-
-def _read_index(path: Path) -> dict[str, set[str]]:
-    """The files that an index names, each with the tensors that it must hold."""
-    weight_map = read_json(path).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise NumpyBloomError(f"{path}: 'weight_map' must be an object of tensor: file")
-    files: dict[str, set[str]] = {}
-    for name, file in weight_map.items():
-        if not isinstance(file, str) or not _is_file_name(file):
+    def _check(self) -> None:
+        """Compare names, and shapes as far as they are known, with the config's."""
+        expected = {
+            file.prefix + name: shape for file in self.files for name, shape in file.shapes.items()
+        }
+        known = {name: tensor.shape for name, tensor in self.tensors.items()}
+        found = {name: known.get(name, expected.get(name, ())) for name in self._places}
+        check_shapes(found, expected, self._source.folder)
+        if not self.config.tie_word_embeddings and HEAD_WEIGHT not in self._places:
             raise NumpyBloomError(
-                f"{path}: '{name}' is said to lie in {file!r}, expected a file name without folders"
+                f"{self._source.folder}: config.json says that the head is not the word embeddings "
+                "(tie_word_embeddings is false), but 'lm_head.weight' is missing"
             )
-        files.setdefault(file, set()).add(name)
-    return files
-
-
-def _is_file_name(name: str) -> bool:
-    """Whether a name can be that of a file in a folder, and of nothing elsewhere."""
-    return (
-        name.isprintable()  # no surrogates, no NUL
-        and 0 < len(name.encode()) < 256
-        and name not in (".", "..")
-        and not set(name) & set("/\\")
-    )
-
-
-def _fail_if(names: list[str], message: str, most: int = 5) -> None:
-    if names:
-        rest = f" and {len(names) - most} more" if len(names) > most else ""
-        raise NumpyBloomError(f"{message}: {', '.join(names[:most])}{rest}")

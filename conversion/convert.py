@@ -5,11 +5,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from conversion.checkpoint import EMBEDDINGS_WEIGHT, HEAD_WEIGHT, Checkpoint
 from conversion.copying import convert_file, equal
 from conversion.hub import HUB_NAME, HubSource
 from conversion.plan import Plan, make_plan
 from conversion.repair import Repair
-from conversion.shards import EMBEDDINGS_WEIGHT, HEAD_WEIGHT, Checkpoint
 from conversion.source import COPIED, LocalSource, Source
 from conversion.target import beside, check_apart, check_replaceable, check_space, free_bytes
 from conversion.writer import FolderWriter

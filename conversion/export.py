@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from conversion.checkpoint import INDEX_SUFFIX, SINGLE_SAFETENSORS
+from conversion.checkpoint import HEAD_WEIGHT
 from conversion.journal import is_whole
-from conversion.shards import HEAD_WEIGHT
+from conversion.shards import INDEX_SUFFIX, SINGLE_SAFETENSORS
 from conversion.source import COPIED
 from conversion.target import check_apart, check_space, free_bytes
 from conversion.writer import FolderWriter

@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from conversion.checkpoint import INDEX_SUFFIX
 from conversion.durable import PIECE_BYTES
+from conversion.shards import INDEX_SUFFIX
 from conversion.source import COPIED
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.tokenizer import MOST_BYTES, TOKENIZER

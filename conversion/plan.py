@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from conversion.checkpoint import Checkpoint
 from conversion.copying import bytes_to_read, largest_stretch, stored_dtype
-from conversion.shards import Checkpoint
 from conversion.source import COPIED, Source
 from conversion.source_tensor import SourceTensor, row_major
 from numpy_bloom.tokenizer import TOKENIZER

@@ -4,7 +4,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from conversion.checkpoint import WEIGHTS, names_in
+from conversion.shards import WEIGHTS
 from numpy_bloom.errors import NumpyBloomError
 
 COPIED = (
@@ -65,7 +65,7 @@ class LocalSource:
         for name in (*COPIED, *WEIGHTS):
             _check_link(folder / name)
         self.sizes = {}
-        for name in names_in(folder):
+        for name in _names_in(folder):
             with suppress(OSError):  # of a link to nothing, and of no interest
                 if not (folder / name).is_dir():
                     self.sizes[name] = (folder / name).stat().st_size
@@ -104,6 +104,18 @@ class LocalSource:
 
     def close(self) -> None:
         """The folder stays, with all that is no shard."""
+
+
+def _names_in(folder: Path) -> list[str]:
+    """The names of what is in a folder.
+
+    Raises:
+        NumpyBloomError: it cannot be read.
+    """
+    try:
+        return [file.name for file in folder.iterdir()]
+    except OSError as error:
+        raise NumpyBloomError(f"cannot read the checkpoint's folder {folder}: {error}") from error
 
 
 def _check_link(link: Path) -> None:

@@ -11,7 +11,8 @@ from safetensors.numpy import save_file
 from support import torch_zip
 from support.conversions import open_checkpoint, whole
 
-from conversion.checkpoint import SourceTensor, strip_prefix
+from conversion.shards import strip_prefix
+from conversion.source_tensor import SourceTensor
 from numpy_bloom.errors import NumpyBloomError
 
 VALUES = np.arange(12, dtype=np.float32).reshape(3, 4)

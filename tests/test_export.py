@@ -14,8 +14,8 @@ from support.exports import exported, several
 
 from conversion import convert
 from conversion import export as export_command
-from conversion.checkpoint import strip_prefix
 from conversion.export import export
+from conversion.shards import strip_prefix
 
 CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 

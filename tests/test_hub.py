@@ -25,7 +25,7 @@ import json, os, sys, time
 from pathlib import Path
 time.sleep = lambda _seconds: None  # the library waits between its attempts
 import conversion.copying
-import conversion.shards
+import conversion.checkpoint
 import huggingface_hub.hf_api, huggingface_hub.file_download  # before all runs: it takes long
 from conversion.__main__ import main
 from numpy_bloom.command import run_command
@@ -40,7 +40,7 @@ def watch(folder):
             most = max(most, used())
         except FileNotFoundError:
             pass
-    real, write = conversion.shards.Checkpoint.open, os.write
+    real, write = conversion.checkpoint.Checkpoint.open, os.write
     def opened(self, shards):
         real(self, shards)
         measure()
@@ -48,7 +48,7 @@ def watch(folder):
         count = write(handle, piece)
         measure()
         return count
-    conversion.shards.Checkpoint.open, os.write = opened, written
+    conversion.checkpoint.Checkpoint.open, os.write = opened, written
 for line in sys.stdin:
     folder, told, *sys.argv[1:] = json.loads(line)
     child = os.fork()

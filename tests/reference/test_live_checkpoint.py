@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from support.conversions import open_checkpoint
 
-from conversion.checkpoint import SourceTensor, strip_prefix
+from conversion.shards import strip_prefix
+from conversion.source_tensor import SourceTensor
 from conversion.torch_file import read_torch_file
 from numpy_bloom.errors import NumpyBloomError
 

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from conversion import convert
-from conversion.checkpoint import SourceTensor, find_shards, names_in, open_shards
+from conversion.shards import find_shards, open_shards
+from conversion.source import LocalSource
+from conversion.source_tensor import SourceTensor
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.loading import DEMO
 from support.checkpoints import Array, Checkpoint, Floats, write_safetensors
@@ -31,7 +33,7 @@ def converted(checkpoint: Checkpoint, folder: Path, dtype: str = "keep", **optio
 
 def open_checkpoint(folder: Path) -> dict[str, SourceTensor]:
     """All tensors of a checkpoint, one file or sharded, that is in one folder as a whole."""
-    return open_shards(folder, find_shards(folder, names_in(folder)))
+    return open_shards(folder, find_shards(folder, LocalSource(folder, drops=False).sizes))
 
 
 def whole(source: SourceTensor) -> Array:
