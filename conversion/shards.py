@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from conversion.source_tensor import SourceTensor, row_major
 from conversion.torch_file import read_torch_file
-from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.errors import NumpyBloomError, listing
 from numpy_bloom.weights.bounded import read_json
 from numpy_bloom.weights.dtypes import FLOATING
 from numpy_bloom.weights.safetensors_file import read_header
@@ -139,5 +139,4 @@ def _is_file_name(name: str) -> bool:
 
 def _fail_if(names: list[str], message: str, most: int = 5) -> None:
     if names:
-        rest = f" and {len(names) - most} more" if len(names) > most else ""
-        raise NumpyBloomError(f"{message}: {', '.join(names[:most])}{rest}")
+        raise NumpyBloomError(f"{message}: {listing(names, most=most)}")

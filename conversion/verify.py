@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from conversion.durable import sha256
 from numpy_bloom.command import parser, path_argument, run_command
-from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.errors import NumpyBloomError, listing
 from numpy_bloom.model.config import BloomConfig
 from numpy_bloom.weights.bounded import read_json
 from numpy_bloom.weights.budget import size_text
@@ -36,7 +36,6 @@ from numpy_bloom.weights.safetensors_file import read_header
 from numpy_bloom.weights.stored_matrix import StoredMatrix, read_small
 
 CONFIG = "config.json"
-MOST_NAMED = 5
 
 DAMAGED = (
     "convert {files} again: delete what is there of that and run {command}, which writes what is "
@@ -96,10 +95,8 @@ def ways_out(
     for way_out in (FOREIGN, WRONG if WRONG in kinds else DAMAGED):
         files = list(dict.fromkeys(fault.file for fault in faults if fault.way_out == way_out))
         if files:
-            more = f" and {len(files) - MOST_NAMED} more" if len(files) > MOST_NAMED else ""
-            named = ", ".join(files[:MOST_NAMED]) + more
             command = _command(target, manifest, " --overwrite" if way_out == WRONG else "")
-            yield way_out.format(files=named, command=command)
+            yield way_out.format(files=listing(files), command=command)
 
 
 def _command(target: Path, manifest: Mapping[str, object], overwrite: str) -> str:

@@ -1,5 +1,6 @@
 """The exceptions that numpy-bloom raises on purpose."""
 
+from collections.abc import Sequence
 from numbers import Integral
 
 MOST_CHARACTERS = 4000
@@ -22,6 +23,12 @@ class NumpyBloomError(Exception):
 
 class OptionError(NumpyBloomError):
     """An option's value is out of range: wrong usage, with which commands exit with code 2."""
+
+
+def listing(items: Sequence[str], separator: str = ", ", most: int = 5) -> str:
+    """Join items for one line of an error; many are cut short with their number."""
+    rest = f" and {len(items) - most} more" if len(items) > most else ""
+    return separator.join(items[:most]) + rest
 
 
 def check_whole(name: str, value: object, least: int) -> None:

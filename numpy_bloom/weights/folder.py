@@ -3,12 +3,12 @@
 docs/format.md describes the format for other tools.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.errors import NumpyBloomError, listing
 from numpy_bloom.weights.bounded import read_json
 from numpy_bloom.weights.dtypes import FLOATING
 from numpy_bloom.weights.formats import BY_STORED_DTYPE, Format
@@ -113,14 +113,7 @@ def check_shapes(found: Shapes, expected: Shapes, path: Path) -> None:
         if name in found and found[name] != shape and (shape != (-1,) or len(found[name]) != 1)
     ]
     if problems:
-        raise NumpyBloomError(f"{path}: {_listing(problems)}")
-
-
-def _listing(items: Iterable[str], most: int = 5) -> str:
-    """Join items for one line of an error; many are cut short with their number."""
-    items = list(items)
-    rest = f" and {len(items) - most} more" if len(items) > most else ""
-    return "; ".join(items[:most]) + rest
+        raise NumpyBloomError(f"{path}: {listing(problems, '; ')}")
 
 
 class FileArrays(NamedTuple):
