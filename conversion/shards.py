@@ -7,7 +7,7 @@ from typing import TypeVar
 from conversion.source_tensor import SourceTensor, row_major
 from conversion.torch_file import read_torch_file
 from numpy_bloom.errors import NumpyBloomError, listing
-from numpy_bloom.weights.bounded import read_json
+from numpy_bloom.weights.bounded import is_file_name, read_json
 from numpy_bloom.weights.dtypes import FLOATING
 from numpy_bloom.weights.safetensors_file import read_header
 
@@ -119,22 +119,12 @@ def _read_index(path: Path) -> dict[str, set[str]]:
         raise NumpyBloomError(f"{path}: 'weight_map' must be an object of tensor: file")
     files: dict[str, set[str]] = {}
     for name, file in weight_map.items():
-        if not isinstance(file, str) or not _is_file_name(file):
+        if not isinstance(file, str) or not is_file_name(file):
             raise NumpyBloomError(
                 f"{path}: '{name}' is said to lie in {file!r}, expected a file name without folders"
             )
         files.setdefault(file, set()).add(name)
     return files
-
-
-def _is_file_name(name: str) -> bool:
-    """Whether a name can be that of a file in a folder, and of nothing elsewhere."""
-    return (
-        name.isprintable()  # no surrogates, no NUL
-        and 0 < len(name.encode()) < 256
-        and name not in (".", "..")
-        and not set(name) & set("/\\")
-    )
 
 
 def _fail_if(names: list[str], message: str, most: int = 5) -> None:

@@ -18,6 +18,16 @@ MOST_ITEMS = 1_200_000
 """BLOOM's tokenizer.json has a million, counted by commas and brackets."""
 
 
+def is_file_name(name: str) -> bool:
+    """Whether a name can be that of a file in a folder, and of nothing elsewhere."""
+    return (
+        name.isprintable()  # no surrogates, no NUL
+        and 0 < len(name.encode()) < 256
+        and name not in (".", "..")
+        and not set(name) & set("/\\")
+    )
+
+
 def open_regular(path: Path) -> BufferedReader:
     """Open a file for reading, unless it is a folder, a device, or a pipe that might never end.
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.weights.bounded import is_file_name
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -57,8 +58,7 @@ def made_by(path: Path) -> str:
 
 def entry_fault(name: str, entry: object) -> str | None:
     """What is wrong with the entry of one file, if anything is."""
-    printable = name.isprintable() and len(name.encode()) < 256
-    if not printable or name in ("", ".", "..", MANIFEST) or set(name) & set("/\\"):
+    if not is_file_name(name) or name == MANIFEST:
         return f"lists {shown(name)}, expected the name of another file without folders"
     keys = entry if isinstance(entry, dict) else {}
     size, checksum = keys.get("size"), keys.get("sha256")
