@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from conversion.durable import PIECE_BYTES
+from conversion.durable import sha256
 from conversion.shards import INDEX_SUFFIX
 from conversion.source import COPIED
 from numpy_bloom.errors import NumpyBloomError
@@ -93,16 +93,12 @@ class HubSource:
             )
 
     def _checksum(self, name: str) -> str:
-        """SHA-256 of a large file, git's name of a small one, as the hub has them."""
+        """SHA-256 of a large file, git's name of one of up to 10 MB, as the hub has them."""
         if self._files[name].lfs:
-            checksum = hashlib.sha256()
-        else:
-            size = (self.folder / name).stat().st_size
-            checksum = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
-        with (self.folder / name).open("rb") as file:
-            while piece := file.read(PIECE_BYTES):
-                checksum.update(piece)
-        return checksum.hexdigest()
+            return sha256(self.folder / name)
+        content = (self.folder / name).read_bytes()
+        blob = b"blob %d\0" % len(content) + content
+        return hashlib.sha1(blob, usedforsecurity=False).hexdigest()
 
     def drop(self, name: str) -> None:
         """Remove a file."""
