@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import dask
@@ -90,11 +91,8 @@ def measured(worker: Worker, folder: Path, config: BloomConfig, block: int) -> W
             model.run_leg(x, Leg([1]), caches)
             seconds.append(time.perf_counter() - start)
         pinned = model.bytes_pinned
-        return Worker(
-            worker.address,
-            worker.memory,
-            worker.threads,
-            worker.files,
+        return replace(
+            worker,
             rate=model.weight_bytes / min(seconds),
             disk_rate=pinned / reading if pinned else model.weight_bytes / min(seconds),
         )
