@@ -5,7 +5,7 @@ import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -73,7 +73,7 @@ def main() -> None:
     target = Path(args.target)
     manifest = parse_manifest(target)
     faults = []
-    for fault in find_faults(target, deep=args.deep):
+    for fault in find_faults(target, manifest, deep=args.deep):
         print(fault.text, flush=True)
         faults.append(fault)
     if faults:
@@ -112,20 +112,20 @@ def _command(target: Path, manifest: Mapping[str, object], overwrite: str) -> st
     return f"{command} ({hint})"
 
 
-def find_faults(target: Path, *, deep: bool = False) -> Iterator[Fault]:
+def find_faults(
+    target: Path, manifest: Mapping[str, Any], *, deep: bool = False
+) -> Iterator[Fault]:
     """Check a converted folder file by file: what is wrong with one hides no fault of another.
 
     Args:
         target: the folder.
+        manifest: its manifest, as `parse_manifest` has it.
         deep: whether every number is looked at, too.
 
     Yields:
         The faults as they are found.
-
-    Raises:
-        NumpyBloomError: it is no converted model at all.
     """
-    entries = parse_manifest(target)["files"]
+    entries = manifest["files"]
     listed = {}
     for name, entry in entries.items():
         fault = entry_fault(name, entry)

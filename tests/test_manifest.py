@@ -9,10 +9,9 @@ import pytest
 from support.checkpoints import Checkpoint
 from support.commands import Command
 from support.conversions import converted
-from support.damages import flip, relist, told
+from support.damages import faults_of, flip, relist, told
 
 from conversion import verify
-from conversion.verify import find_faults
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.weights.folder import EMBEDDINGS, Folder
 from numpy_bloom.weights.manifest import MANIFEST
@@ -53,7 +52,7 @@ def test_entries_of_the_manifest(target: Path, name: str, entry: Any, words: str
     """Each is told by verify, which goes on with the others; a model with one is not loaded."""
     relist(target, lambda files: files.update({name: entry}))
     flip(target / "tokenizer.json", 5)
-    faults = list(find_faults(target))
+    faults = faults_of(target)
     assert [fault.file for fault in faults] == [MANIFEST, "tokenizer.json"]
     assert words in faults[0].text
     with pytest.raises(NumpyBloomError) as error:

@@ -9,12 +9,11 @@ import pytest
 from support.checkpoints import Checkpoint
 from support.commands import Command
 from support.conversions import failing, snapshot
-from support.damages import flip
+from support.damages import faults_of, flip
 
 from conversion import __main__ as conversion_command
 from conversion import convert, verify
 from conversion.source_tensor import SourceTensor
-from conversion.verify import find_faults
 from conversion.writer import FolderWriter
 from numpy_bloom.errors import NumpyBloomError, OptionError
 
@@ -182,7 +181,7 @@ def test_interruptions(
     if snapshot(target) != whole:
         convert(source, target)
     assert snapshot(target) == whole
-    assert list(find_faults(target, deep=True)) == []
+    assert faults_of(target, deep=True) == []
 
 
 def test_one_at_a_time(source: Path, target: Path) -> None:

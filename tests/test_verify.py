@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 from support.checkpoints import Checkpoint
 from support.commands import Command, check_failure
-from support.damages import flip, told, vouch_for
+from support.damages import faults_of, flip, told, vouch_for
 
 import numpy_bloom
 from conversion import convert, verify
-from conversion.verify import find_faults
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.weights.folder import EMBEDDINGS, Folder
 from numpy_bloom.weights.formats import FORMATS
@@ -100,7 +99,7 @@ def test_headers_that_lie(target: Path, change: Callable[[bytes], bytes], comman
         (target / name).write_bytes(change((target / EMBEDDINGS).read_bytes()))
     vouch_for(target)
     flip(target / "block_001.safetensors", 5)
-    faults = list(find_faults(target))
+    faults = faults_of(target)
     assert [fault.file for fault in faults] == [
         "block_001.safetensors",
         EMBEDDINGS,
@@ -118,7 +117,7 @@ def test_damaged_config_hides_no_header(target: Path) -> None:
     (target / EMBEDDINGS).write_bytes(b"\xff" * 100)
     vouch_for(target)
     flip(target / "config.json", 5)
-    assert [fault.file for fault in find_faults(target)] == ["config.json", EMBEDDINGS]
+    assert [fault.file for fault in faults_of(target)] == ["config.json", EMBEDDINGS]
 
 
 def test_config_of_another_model(target: Path) -> None:
@@ -135,7 +134,7 @@ def test_config_of_another_model(target: Path) -> None:
     ):
         (target / "config.json").write_text(json.dumps(config | change))
         vouch_for(target)
-        assert [fault.file for fault in find_faults(target)] == files
+        assert [fault.file for fault in faults_of(target)] == files
 
 
 def test_what_is_not_listed(target: Path, command: Command) -> None:

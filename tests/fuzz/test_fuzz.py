@@ -92,7 +92,7 @@ def convert_and_use(folder: Path) -> None:
     """All that a user does with a checkpoint."""
     target = folder.with_name("model")
     convert(folder, target)
-    assert not list(find_faults(target, deep=True))
+    assert not list(find_faults(target, parse_manifest(target), deep=True))
     use(target)
 
 
@@ -107,9 +107,10 @@ def use(folder: Path) -> None:
 
 def verify(folder: Path) -> None:
     """What `python -m conversion.verify` does."""
-    faults = list(find_faults(folder, deep=True))
+    manifest = parse_manifest(folder)
+    faults = list(find_faults(folder, manifest, deep=True))
     assert all(fault.text.isprintable() for fault in faults)
-    list(ways_out(faults, folder, parse_manifest(folder)))
+    list(ways_out(faults, folder, manifest))
 
 
 def give_back(folder: Path) -> None:

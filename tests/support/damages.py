@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from conversion.verify import find_faults
+from conversion.verify import Fault, find_faults
+from numpy_bloom.weights.folder import parse_manifest
 from numpy_bloom.weights.manifest import MANIFEST
 
 
@@ -20,8 +21,12 @@ def vouch_for(target: Path) -> None:
     (target / MANIFEST).write_text(json.dumps(manifest))
 
 
+def faults_of(target: Path, *, deep: bool = False) -> list[Fault]:
+    return list(find_faults(target, parse_manifest(target), deep=deep))
+
+
 def told(target: Path, *, deep: bool = False) -> list[str]:
-    return [fault.text for fault in find_faults(target, deep=deep)]
+    return [fault.text for fault in faults_of(target, deep=deep)]
 
 
 def relist(target: Path, change: Callable[[dict[str, Any]], object]) -> None:
