@@ -117,7 +117,7 @@ def _convert(
     dtypes = dict.fromkeys((EMBEDDINGS, LM_HEAD), head_dtype)
     dtypes |= {file.name: dtype for file in blocks}
     plan = make_plan(files, checkpoint, source, dtypes)
-    tell(_told(plan, writer))
+    tell(_plan_text(plan, writer))
     check_space(plan.disk, writer.folder, "choose another target or a smaller --dtype")
     writer.begin()
     _convert_files(files, checkpoint, source, dtypes, writer, plan)
@@ -202,7 +202,7 @@ def _dtypes(files: list[ArrayFile], writer: FolderWriter) -> str:
     return found.pop() if len(found) == 1 else "mixed"
 
 
-def _told(plan: Plan, writer: FolderWriter) -> str:
+def _plan_text(plan: Plan, writer: FolderWriter) -> str:
     """The plan in one line."""
     kept, free = len(writer.complete), free_bytes(writer.folder)
     fetches = f"downloads {size_text(plan.fetches)}, " if plan.fetches else ""

@@ -17,7 +17,7 @@ PIECE_BYTES = 8 << 20
 def put(path: Path, content: bytes) -> None:
     """Write a small file, in the place of an older one if there is one."""
     unfinished = path.with_name(path.name + UNFINISHED)
-    with told(path), unfinished.open("wb") as file:
+    with writing(path), unfinished.open("wb") as file:
         file.write(content)
         file.flush()
         give_name(file.fileno(), unfinished, path)
@@ -52,7 +52,7 @@ def sha256(path: Path, progress: Callable[[int], object] = lambda _bytes: None) 
 
 
 @contextmanager
-def told(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
     """Turn a failed write (no permission, a full disk) into one clear line."""
     try:
         yield

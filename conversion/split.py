@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from conversion.durable import sync_folder, told
+from conversion.durable import sync_folder, writing
 from conversion.target import PARTIAL, beside
 from numpy_bloom.cluster.plan import Part, Sizes, Worker, deal, needed_files
 from numpy_bloom.command import parser, path_argument, run_command
@@ -70,7 +70,7 @@ def _write(target: Path, names: list[str], folder: Path) -> None:
     partial = beside(folder, PARTIAL)
     if partial.exists() or partial.is_symlink():
         raise NumpyBloomError(f"{partial} is there, perhaps of a run that was cut off; remove it")
-    with told(folder):
+    with writing(folder):
         partial.mkdir()
         try:
             for name in dict.fromkeys(names):
