@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from conversion.durable import sha256
+from conversion.durable import PIECE_BYTES, sha256
 from conversion.shards import INDEX_SUFFIX
 from conversion.source import COPIED
 from numpy_bloom.errors import NumpyBloomError
@@ -93,12 +93,15 @@ class HubSource:
             )
 
     def _checksum(self, name: str) -> str:
-        """SHA-256 of a large file, git's name of one of up to 10 MB, as the hub has them."""
+        """SHA-256 of a large file, git's name of a small one, as the hub has them."""
+        path = self.folder / name
         if self._files[name].lfs:
-            return sha256(self.folder / name)
-        content = (self.folder / name).read_bytes()
-        blob = b"blob %d\0" % len(content) + content
-        return hashlib.sha1(blob, usedforsecurity=False).hexdigest()
+            return sha256(path)
+        checksum = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+        with path.open("rb") as file:
+            while piece := file.read(PIECE_BYTES):
+                checksum.update(piece)
+        return checksum.hexdigest()
 
     def drop(self, name: str) -> None:
         """Remove a file."""

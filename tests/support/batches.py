@@ -15,10 +15,10 @@ import numpy_bloom
 from numpy_bloom.bloom import Bloom
 from numpy_bloom.generation import batch
 from numpy_bloom.generation.generation import Generation
-from numpy_bloom.running import room
 from numpy_bloom.model.cache import KVCache
 from numpy_bloom.model.config import BloomConfig
 from numpy_bloom.model.passes import SLICE_TOKENS
+from numpy_bloom.running import room
 from numpy_bloom.running.model import Model
 from numpy_bloom.weights.formats import base
 from support.checkpoints import Checkpoint
