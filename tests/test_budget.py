@@ -1,6 +1,9 @@
 """What memory and cores this process may use, from files of Linux that are written here."""
 
 import os
+import platform
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -209,3 +212,25 @@ def test_threads_of_a_container(
         limit = -1 if quota == "max" else quota
         group(system / "cgroup/cpu", {"cpu.cfs_quota_us": limit, "cpu.cfs_period_us": 100_000})
     assert default_threads() == threads
+
+
+ARRAYS_AGAIN_AND_AGAIN = """
+import resource
+import numpy as np
+from numpy_bloom.weights import budget
+
+budget.keep_freed_memory()
+for _ in range(10):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    arrays = [np.ones(size << 18, dtype=np.float32) for size in (1, 2, 3, 1)]
+    del arrays
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="how glibc keeps memory")
+def test_arrays_are_made_of_freed_memory() -> None:
+    """7 MB, the second time without new pages; else there would be some 1,800 each time."""
+    command = [sys.executable, "-c", ARRAYS_AGAIN_AND_AGAIN]
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert max(int(pages) for pages in found[1:]) < 100 < int(found[0])
