@@ -17,9 +17,9 @@ from numpy_bloom.weights.stored_matrix import StoredMatrix, read_small
 from numpy_bloom.weights.stream import Chunk, Stream
 from numpy_bloom.weights.team import Team, one_blas_thread
 
-CHUNK_BYTES = 16 << 20
+CHUNK_BYTES = (16 << 20) + (1 << 18)
 """Most that is read at once (or one tile, if that is larger). Disks want large reads: matrices that
-are smaller share one."""
+are smaller share one, with the biases between them, for which there is a little room."""
 
 WORTH_PROCESSES = 200 << 20
 """Bytes of weights from which on processes help: they start in the time of some such passes."""
