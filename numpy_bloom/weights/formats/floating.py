@@ -33,7 +33,7 @@ Words = npt.NDArray[np.uint32]
 _SIXTEEN = np.array(16, dtype=np.uint32)
 _HIGH_HALF = np.array(0xFFFF0000, dtype=np.uint32)
 _FLOAT16_BITS = np.array(0x8FFFE000, dtype=np.uint32)
-_FLOAT16_SCALE = np.float32(2.0**112)
+FLOAT16_SCALE = np.float32(2.0**112)
 
 
 class Float32(Format):
@@ -130,7 +130,7 @@ class Float16(_SixteenBits):
         """The arithmetic shift keeps the sign in place; its copies behind it are masked."""
         np.right_shift(words.view(np.int32), 3, out=wide.view(np.int32))
         values: Floats = np.bitwise_and(wide, _FLOAT16_BITS, out=wide).view(np.float32)
-        values *= _FLOAT16_SCALE
+        values *= FLOAT16_SCALE
         return values
 
 

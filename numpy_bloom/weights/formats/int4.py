@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from numpy_bloom.weights.dtypes import Floats, Stored
 from numpy_bloom.weights.formats.base import Bytes, Format, Product, Scratch, scratch
+from numpy_bloom.weights.formats.floating import FLOAT16_SCALE
 from numpy_bloom.weights.formats.int8 import COLUMN_SCALE, ScaledEncoder
 from numpy_bloom.weights.safetensors_file import Spec
 
@@ -30,8 +31,9 @@ GROUP = 32
 ZERO = 7.5
 """What lies halfway between the integers 0 and 15."""
 
-STRIP_ELEMENTS = 1 << 18
-"""Weights of a block that are widened at a time: as float32 they fit a core's cache."""
+STRIP_ELEMENTS = 1 << 19
+"""Weights of a block, in both halves, that are widened at a time: fewer would be more operations,
+between which threads wait for the interpreter's lock."""
 
 SUMMED_TOKENS = 16
 """Up to so many tokens, a group's products are scaled, not its weights."""
@@ -60,7 +62,7 @@ class Columns:
 
     def strips(self, rows: int) -> Iterator[slice]:
         """Ranges of groups, as many at a time as `STRIP_ELEMENTS` allows."""
-        step = max(1, STRIP_ELEMENTS // (self.group * rows))
+        step = max(1, STRIP_ELEMENTS // (2 * self.group * rows))
         for start in range(0, self.groups, step):
             yield slice(start, min(start + step, self.groups))
 
@@ -70,8 +72,8 @@ class Columns:
         return slice(begin + groups.start * self.group, min(begin + groups.stop * self.group, end))
 
     def split(self, x: Floats, scale: Floats) -> Floats:
-        """x (T, columns), scaled, as (2, T, G, group), padded with zeros. Makes no other copy."""
-        split = np.zeros((2, len(x), self.groups, self.group), dtype=np.float32)
+        """x (T, columns), scaled, as (T, 2, G, group), padded with zeros. Makes no other copy."""
+        split = np.zeros((len(x), 2, self.groups, self.group), dtype=np.float32)
         for half in (0, 1):
             for groups in (slice(0, self.groups - 1), slice(self.groups - 1, self.groups)):
                 columns, count = self.of(half, groups), groups.stop - groups.start
@@ -79,7 +81,7 @@ class Columns:
                     grouped = x[:, columns].reshape(len(x), count, -1)
                     scales = scale[columns].reshape(count, -1)
                     width = grouped.shape[2]
-                    np.multiply(grouped, scales, out=split[half, :, groups, :width])
+                    np.multiply(grouped, scales, out=split[:, half, groups, :width])
         return split
 
 
@@ -109,10 +111,11 @@ class Int4(Format):
 
     def scratch_bytes(self, tokens: int) -> int:
         columns = self._columns
-        strip = min(self.block_rows * columns.padded, max(STRIP_ELEMENTS, 512 * columns.group))
+        strip = min(columns.padded, max(STRIP_ELEMENTS // (2 * self.block_rows), columns.group))
+        strip *= 2 * self.block_rows
         scales = 2 * columns.groups * self.block_rows
         sums = strip // columns.group * min(tokens, SUMMED_TOKENS)
-        return 5 * strip + 4 * (scales + sums + tokens * 2 * self.block_rows)
+        return 5 * strip + 4 * (2 * scales + sums + tokens * 2 * self.block_rows)
 
     def tile(self, content: Bytes, rows: slice) -> Tile:
         blocks = []
@@ -137,44 +140,53 @@ class Int4(Format):
         return np.concatenate(rows)
 
     def product(self, x: Floats) -> Product:
-        columns = self._columns
-        x = columns.split(x, self._column_scale)  # (2, T, G, group)
-        tokens = x.shape[1]
-        offsets = -np.float32(ZERO) * x.sum(axis=-1).swapaxes(0, 1).reshape(tokens, -1)  # (T, 2 G)
+        columns, tokens = self._columns, len(x)
+        x = columns.split(x, self._column_scale)  # (T, 2, G, group)
+        offsets = -np.float32(ZERO) * x.sum(axis=-1).reshape(tokens, -1)  # (T, 2 G)
+        strips = list(columns.strips(self.block_rows))
+        few = tokens <= SUMMED_TOKENS
+        by_group = x.transpose(1, 2, 0, 3)  # (2, G, T, group)
+        parts = [np.ascontiguousarray(by_group[:, groups]) for groups in strips] if few else []
 
         def multiply(tile: Tile, out: Floats) -> None:
             done = 0
-            for scales, numbers in tile:
-                scale = scales.astype(np.float32)  # (2, G, R)
-                y = offsets @ scale.reshape(-1, scale.shape[2])
-                for groups in columns.strips(numbers.shape[2]):
-                    for half in (0, 1):
-                        wide = _widened(numbers[groups], half)
-                        y += summed(x[half, :, groups], wide, scale[half, groups])
+            for stored_scales, numbers in tile:
+                scales = _widened_scales(stored_scales)  # (2, G, R)
+                y = offsets @ scales.reshape(-1, scales.shape[2])  # (T, R)
+                for number, groups in enumerate(strips):
+                    wide, scale = _widened(numbers[groups]), scales[:, groups]
+                    if few:
+                        y += np.einsum("hgr,hgtr->tr", scale, parts[number] @ wide)
+                    else:
+                        wide *= scale[:, :, None]
+                        for half in (0, 1):
+                            part = x[:, half, groups].reshape(tokens, -1)
+                            y += part @ wide[half].reshape(-1, wide.shape[3])
                 out[:, done : done + y.shape[1]] = y
                 done += y.shape[1]
-
-        def summed(x: Floats, wide: Floats, scale: Floats) -> Floats:
-            if tokens <= SUMMED_TOKENS:
-                y: Floats = np.einsum("gr,gtr->tr", scale, x.swapaxes(0, 1) @ wide)
-                return y
-            wide *= scale[:, None]
-            return x.reshape(tokens, -1) @ wide.reshape(-1, wide.shape[2])
 
         return multiply
 
 
-def _widened(numbers: npt.NDArray[np.uint8], half: int) -> Floats:
-    """The numbers of one half, 0 to 15, as float32 (G, group, R)."""
-    bits = scratch(-(-numbers.size // 4), Scratch.BITS).view(np.uint8)[: numbers.size]
-    bits = bits.reshape(numbers.shape)
-    if half == 0:
-        np.bitwise_and(numbers, 15, out=bits)
-    else:
-        np.right_shift(numbers, 4, out=bits)
-    wide = scratch(numbers.size).view(np.float32).reshape(numbers.shape)
+def _widened(numbers: npt.NDArray[np.uint8]) -> Floats:
+    """The numbers of both halves, 0 to 15, as float32 (2, G, group, R)."""
+    shape = 2, *numbers.shape
+    size = 2 * numbers.size
+    bits = scratch(-(-size // 4), Scratch.BITS).view(np.uint8)[:size].reshape(shape)
+    np.bitwise_and(numbers, 15, out=bits[0])
+    np.right_shift(numbers, 4, out=bits[1])
+    wide = scratch(size).view(np.float32).reshape(shape)
     np.copyto(wide, bits)
     return wide
+
+
+def _widened_scales(scales: npt.NDArray[np.float16]) -> Floats:
+    """float16 numbers, none of them negative, as float32: see `floating` for the way."""
+    bits = scales.view(np.uint16).astype(np.uint32)
+    bits <<= 13
+    widened: Floats = bits.view(np.float32)
+    widened *= FLOAT16_SCALE
+    return widened
 
 
 class Int4Encoder(ScaledEncoder):
