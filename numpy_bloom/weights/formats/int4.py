@@ -181,8 +181,11 @@ def _widened(numbers: npt.NDArray[np.uint8]) -> Floats:
 
 
 def _widened_scales(scales: npt.NDArray[np.float16]) -> Floats:
-    """float16 numbers, none of them negative, as float32: see `floating` for the way."""
-    bits = scales.view(np.uint16).astype(np.uint32)
+    """float16 numbers as float32: see `floating` for the way."""
+    patterns = scales.view(np.uint16)
+    if patterns.max() >= 0x7C00:  # negative, inf or NaN: of a damaged file
+        return scales.astype(np.float32)
+    bits = patterns.astype(np.uint32)
     bits <<= 13
     widened: Floats = bits.view(np.float32)
     widened *= FLOAT16_SCALE
