@@ -60,9 +60,9 @@ class Matrix:
     Args:
         array: where it lies.
         format: how its numbers are stored.
+        store: which opened it.
         parts: all its rows in order, if a pass multiplies by it.
         number: its place among the matrices that a pass multiplies by.
-        store: which opened it.
 
     Attributes:
         shape: (outputs, inputs).
