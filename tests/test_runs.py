@@ -18,13 +18,14 @@ from support.dials import (
     model_folder,
 )
 from support.threads import open_files, thread_names
-from threadpoolctl import threadpool_info
+from threadpoolctl import threadpool_info, threadpool_limits
 
 import numpy_bloom
 from numpy_bloom.generation.continuation import Continuation
 from numpy_bloom.generation.sampling import SamplingOptions, draw, next_token_distribution
 from numpy_bloom.model.cache import KVCache
 from numpy_bloom.running.memory import LIVE_LOGITS, Needs
+from numpy_bloom.weights.team import one_blas_thread
 
 pytestmark = pytest.mark.usefixtures("many_pieces")
 
@@ -56,26 +57,44 @@ def test_threads_that_share_a_model_wait_for_each_other(folder: Path) -> None:
     assert [pool["num_threads"] for pool in threadpool_info()] == blas
 
 
+def blas_threads() -> list[int]:
+    return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+
 @pytest.mark.parametrize("first_out", [0, 1])
 def test_blas_has_one_thread_until_the_last_model_is_done(first_out: int) -> None:
     """Two models compute in two threads; the limit is the whole process's."""
-
-    def threads() -> list[int]:
-        return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
-
-    before = threads()
+    before = blas_threads()
     with ExitStack() as stack:
         workers = [stack.enter_context(ThreadPoolExecutor(1)) for _ in range(2)]
         models = [stack.enter_context(numpy_bloom.load()) for _ in range(2)]
         guards = [model.model.store.computing() for model in models]
         for worker, guard in zip(workers, guards, strict=True):
             worker.submit(guard.__enter__).result()
-            assert set(threads()) == {1}
+            assert set(blas_threads()) == {1}
         workers[first_out].submit(guards[first_out].__exit__, None, None, None).result()
-        assert set(threads()) == {1}
+        assert set(blas_threads()) == {1}
         last = 1 - first_out
         workers[last].submit(guards[last].__exit__, None, None, None).result()
-        assert threads() == before
+        assert blas_threads() == before
+
+
+def test_the_limit_of_blas_is_no_threads_own() -> None:
+    """One that is alive may have set it, and another take it back or set it anew."""
+    before = blas_threads()
+    with ExitStack() as stack:
+        workers = [stack.enter_context(ThreadPoolExecutor(1)) for _ in range(2)]
+        guard = one_blas_thread()
+        workers[0].submit(guard.__enter__).result()
+        assert set(blas_threads()) == {1}
+        workers[1].submit(guard.__exit__, None, None, None).result()
+        assert blas_threads() == before
+        with threadpool_limits(2, "blas"):
+            guard = one_blas_thread()
+            workers[0].submit(guard.__enter__).result()
+            assert set(blas_threads()) == {1}
+            workers[0].submit(guard.__exit__, None, None, None).result()
+    assert blas_threads() == before
 
 
 @pytest.mark.parametrize("count", [0, 2])

@@ -38,13 +38,13 @@ def recompute(
         Name and array of each stage whose inputs are in the trace.
     """
     formulas = _Formulas(model, token_ids, stages, so_far, linear)
-    with model.computing():
-        for name in stages:
-            try:
+    for name in stages:
+        try:
+            with model.computing():
                 array = formulas(name)
-            except KeyError:  # an input that was not traced
-                continue
-            yield name, array
+        except KeyError:  # an input that was not traced
+            continue
+        yield name, array
 
 
 def compute_exactly(model: Model, token_ids: TokenIds) -> dict[str, Floats]:

@@ -5,8 +5,8 @@ cores itself: widening a tile and multiplying it then happen in the cache of one
 """
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
@@ -148,25 +148,38 @@ def _serve(queue: "SimpleQueue[_Job[Any] | None]") -> None:
 
 
 @cache
-def _blas() -> ThreadpoolController:
-    """NumPy's BLAS; looking for it takes a millisecond."""
-    return ThreadpoolController()
+def _blas() -> list[Any]:
+    """NumPy's BLAS, as a rule one library; looking for it takes a millisecond."""
+    return list(ThreadpoolController().select(user_api="blas").lib_controllers)
 
 
-_limits: list[AbstractContextManager[Any]] = []
-_limits_lock = threading.Lock()
+_callers: list[None] = []
+_threads_before: list[int] = []  # of each library, while there are callers
+_limit_lock = threading.Lock()
 
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """The limit is the whole process's: the last caller out takes back what the first one set.
-
-    Others have found the limit 1 and restore that, so limits are taken back in reverse order.
-    """
-    with _limits_lock:
-        _limits.append(_blas().limit(limits=1, user_api="blas").__enter__())
+    """The limit is the whole process's: the first caller in sets it, the last one out takes it
+    back, in whatever thread."""
+    with _limit_lock:
+        if not _callers:
+            _threads_before[:] = [library.num_threads for library in _blas()]
+            _set_blas_threads([1] * len(_threads_before))
+        _callers.append(None)
     try:
         yield
     finally:
-        with _limits_lock:
-            _limits.pop().__exit__(None, None, None)
+        with _limit_lock:
+            _callers.pop()
+            if not _callers:
+                _set_blas_threads(_threads_before)
+
+
+def _set_blas_threads(counts: Sequence[int]) -> None:
+    for library, count in zip(_blas(), counts, strict=True):
+        # From 3.8 on threadpoolctl heeds one thread alone, until that has taken back what it set.
+        heed_any = getattr(library, "clear_controlling_thread", lambda force: None)
+        heed_any(force=True)
+        library.set_num_threads(count)
+        heed_any(force=True)
