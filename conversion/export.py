@@ -24,9 +24,8 @@ from numpy_bloom.weights.folder import (
     ArrayFile,
     Folder,
     listed_files,
-    read_manifest,
 )
-from numpy_bloom.weights.manifest import see_verify
+from numpy_bloom.weights.manifest import read_manifest, see_verify
 from numpy_bloom.weights.safetensors_file import Spec, StoredArray, array_bytes
 from numpy_bloom.weights.stored_matrix import StoredMatrix, read_small
 

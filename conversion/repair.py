@@ -7,8 +7,7 @@ from tqdm import tqdm
 from conversion.journal import is_whole
 from conversion.writer import FolderWriter
 from numpy_bloom.errors import NumpyBloomError
-from numpy_bloom.weights.folder import read_manifest
-from numpy_bloom.weights.manifest import MANIFEST, size_fault
+from numpy_bloom.weights.manifest import MANIFEST, read_manifest, size_fault
 
 
 class Repair:

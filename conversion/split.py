@@ -14,8 +14,7 @@ from numpy_bloom.command import parser, path_argument, run_command
 from numpy_bloom.errors import NumpyBloomError, OptionError, check_whole
 from numpy_bloom.model.config import read_config
 from numpy_bloom.weights.budget import size_text
-from numpy_bloom.weights.folder import read_manifest
-from numpy_bloom.weights.manifest import ARRAYS_SUFFIX, MANIFEST
+from numpy_bloom.weights.manifest import ARRAYS_SUFFIX, MANIFEST, read_manifest
 
 
 def main() -> None:

@@ -20,7 +20,6 @@ from numpy_bloom.weights.folder import (
     FileArrays,
     listed_files,
     listing_faults,
-    parse_manifest,
     read_file,
 )
 from numpy_bloom.weights.formats import FORMATS
@@ -29,6 +28,7 @@ from numpy_bloom.weights.manifest import (
     MANIFEST,
     SEE_VERIFY,
     entry_fault,
+    parse_manifest,
     shown,
     size_fault,
 )

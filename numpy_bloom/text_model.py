@@ -20,7 +20,7 @@ from numpy_bloom.study.trace import Trace, run_traced
 from numpy_bloom.study.variants import run_variants
 from numpy_bloom.tokenizer import decode, encode, read_tokenizer
 from numpy_bloom.weights.dtypes import Floats
-from numpy_bloom.weights.folder import read_manifest
+from numpy_bloom.weights.manifest import read_manifest
 
 Self = TypeVar("Self", bound="TextModel")
 

@@ -18,7 +18,7 @@ from conversion.export import export
 from conversion.source_tensor import SourceTensor
 from conversion.writer import FolderWriter
 from numpy_bloom.errors import NumpyBloomError
-from numpy_bloom.weights.folder import read_manifest
+from numpy_bloom.weights.manifest import read_manifest
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -25,7 +25,7 @@ from numpy_bloom.cluster.survey import BESIDE
 from numpy_bloom.errors import NumpyBloomError, OptionError
 from numpy_bloom.model.config import BloomConfig
 from numpy_bloom.weights.budget import default_memory, default_threads
-from numpy_bloom.weights.folder import read_manifest
+from numpy_bloom.weights.manifest import read_manifest
 
 logger = logging.getLogger(__name__)
 

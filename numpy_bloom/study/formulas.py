@@ -17,7 +17,7 @@ from numpy_bloom.weights.dtypes import Floats
 from numpy_bloom.weights.linear import linear, lookup, widened
 from numpy_bloom.weights.matrix import Matrix
 
-Multiply = Callable[[Floats, Matrix], Any]
+LinearMap = Callable[[Floats, Matrix], Any]
 
 
 def recompute(
@@ -74,7 +74,7 @@ class _Formulas:
         token_ids: TokenIds,
         stages: Mapping[str, Floats],
         so_far: Callable[[str], Floats],
-        multiply: Multiply,
+        multiply: LinearMap,
     ) -> None:
         self.w = model.parameters
         self.config = model.config

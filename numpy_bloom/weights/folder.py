@@ -9,16 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from numpy_bloom.errors import NumpyBloomError, listing
-from numpy_bloom.weights.bounded import read_json
 from numpy_bloom.weights.dtypes import FLOATING
 from numpy_bloom.weights.formats import BY_STORED_DTYPE, Format
 from numpy_bloom.weights.manifest import (
     ARRAYS_SUFFIX,
     MANIFEST,
-    check_manifest,
     check_sizes,
-    entry_fault,
-    made_by,
+    read_manifest,
     way_out,
 )
 from numpy_bloom.weights.safetensors_file import StoredArray, read_header
@@ -248,40 +245,3 @@ def read_file(folder: Path, file: ArrayFile) -> FileArrays:
         for name, format in formats.items()
     }
     return FileArrays(vectors, matrices)
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a converted folder.
-
-    Raises:
-        NumpyBloomError: there is none, it is of another format version, or an entry is damaged.
-    """
-    manifest = parse_manifest(path)
-    for name, entry in manifest["files"].items():
-        fault = entry_fault(name, entry)
-        if fault:
-            raise NumpyBloomError(f"{path / MANIFEST} {fault}; {way_out(path)}")
-    return manifest
-
-
-def parse_manifest(path: Path) -> dict[str, Any]:
-    """The same with entries that nobody has looked at.
-
-    Raises:
-        NumpyBloomError: there is none, or it is of another format version.
-    """
-    if not path.is_dir():
-        raise NumpyBloomError(
-            f"{path} is not a folder; expected a converted model, which is made of a "
-            "Hugging Face checkpoint with: python -m conversion SOURCE TARGET"
-        )
-    if not (path / MANIFEST).is_file():
-        raise NumpyBloomError(
-            f"{path} is not a converted model (it has no {MANIFEST}); {made_by(path)}"
-        )
-    try:
-        manifest = read_json(path / MANIFEST)
-    except NumpyBloomError as error:
-        raise NumpyBloomError(f"{error}; {way_out(path)}") from error
-    check_manifest(manifest, path / MANIFEST)
-    return manifest

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from numpy_bloom.weights.dtypes import Floats
-from numpy_bloom.weights.matrix import Matrix, Tile
+from numpy_bloom.weights.matrix import Matrix, TileInUse
 from numpy_bloom.weights.processes import MOST_TOKENS
 
 Multiply = Callable[[Floats], None]
@@ -55,7 +55,7 @@ def for_each_tile(x: Floats, weight: Matrix, work: Callable[[slice, Multiply], o
     """
     multiply = weight.format.product(x)
 
-    def work_on(tile: Tile) -> None:
+    def work_on(tile: TileInUse) -> None:
         try:
             work(tile.rows, lambda out: multiply(tile.stored, out))
         finally:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from numpy_bloom.errors import NumpyBloomError
-from numpy_bloom.weights.bounded import is_file_name
+from numpy_bloom.weights.bounded import is_file_name, read_json
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -19,21 +19,48 @@ SEE_VERIFY = "; for a way out: python -m conversion.verify "
 file of the right size."""
 
 
-def check_manifest(manifest: dict[str, Any], path: Path) -> None:
-    """See that what was parsed is a manifest of the version that we read; its entries are not
-    looked at.
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a converted folder.
 
     Raises:
-        NumpyBloomError: it is not.
+        NumpyBloomError: there is none, it is of another format version, or an entry is damaged.
     """
+    manifest = parse_manifest(path)
+    for name, entry in manifest["files"].items():
+        fault = entry_fault(name, entry)
+        if fault:
+            raise NumpyBloomError(f"{path / MANIFEST} {fault}; {way_out(path)}")
+    return manifest
+
+
+def parse_manifest(path: Path) -> dict[str, Any]:
+    """The same with entries that nobody has looked at.
+
+    Raises:
+        NumpyBloomError: there is none, or it is of another format version.
+    """
+    if not path.is_dir():
+        raise NumpyBloomError(
+            f"{path} is not a folder; expected a converted model, which is made of a "
+            "Hugging Face checkpoint with: python -m conversion SOURCE TARGET"
+        )
+    if not (path / MANIFEST).is_file():
+        raise NumpyBloomError(
+            f"{path} is not a converted model (it has no {MANIFEST}); {made_by(path)}"
+        )
+    try:
+        manifest = read_json(path / MANIFEST)
+    except NumpyBloomError as error:
+        raise NumpyBloomError(f"{error}; {way_out(path)}") from error
     version = manifest.get("format_version")
     if type(version) is not int or version != FORMAT_VERSION:  # True is 1, too
         raise NumpyBloomError(
-            f"{path}: format_version is {shown(version)}, expected {FORMAT_VERSION}; "
-            f"{way_out(path.parent)}"
+            f"{path / MANIFEST}: format_version is {shown(version)}, expected {FORMAT_VERSION}; "
+            f"{way_out(path)}"
         )
     if not isinstance(manifest.get("files"), dict):
-        raise NumpyBloomError(f"{path}: 'files' is missing; {way_out(path.parent)}")
+        raise NumpyBloomError(f"{path / MANIFEST}: 'files' is missing; {way_out(path)}")
+    return manifest
 
 
 def way_out(folder: Path) -> str:

@@ -33,7 +33,7 @@ class Part(NamedTuple):
     begins: bool
 
 
-class Tile:
+class TileInUse:
     """Some rows of a matrix, for one thread to work on.
 
     Attributes:
@@ -86,7 +86,7 @@ class Matrix:
         self._parts = parts
         self._store = store
 
-    def tiles(self) -> Iterator[Tile]:
+    def tiles(self) -> Iterator[TileInUse]:
         """All rows in order, a tile at a time, each to be marked as done.
 
         Raises:
@@ -97,7 +97,7 @@ class Matrix:
             kept, place = stream.kept(part.chunk), (self, part.rows.start)
             if kept is None:
                 content, done = in_use.get(part.chunk), partial(in_use.tile_done, part.chunk)
-                tiles: Iterable[Tile] = self._cut(part, content, done)
+                tiles: Iterable[TileInUse] = self._cut(part, content, done)
             elif place in kept:
                 tiles = kept[place]
             else:
@@ -107,11 +107,13 @@ class Matrix:
                 in_use.on_chunk(stream.chunks[part.chunk])
             yield from tiles
 
-    def _cut(self, part: Part, content: memoryview, done: Callable[[], None]) -> Iterator[Tile]:
+    def _cut(
+        self, part: Part, content: memoryview, done: Callable[[], None]
+    ) -> Iterator[TileInUse]:
         """The tiles of one part, whose chunk's bytes are at hand."""
         for rows, skip, nbytes in self._cuts(part):
             stored = np.frombuffer(content, np.uint8, nbytes, skip)
-            yield Tile(rows, self.format.tile(stored, rows), done)
+            yield TileInUse(rows, self.format.tile(stored, rows), done)
 
     def _cuts(self, part: Part) -> Iterator[Cut]:
         """Where the tiles of one part lie in its chunk."""

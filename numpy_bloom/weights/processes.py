@@ -67,7 +67,7 @@ class Cut(NamedTuple):
     nbytes: int
 
 
-Layout = Sequence[tuple[Format, Sequence[Cut]]]
+Tiling = Sequence[tuple[Format, Sequence[Cut]]]
 """The matrices by number: how they are stored, and their tiles in order."""
 
 Item = TypeVar("Item")
@@ -79,24 +79,24 @@ class Processes:
     Args:
         count: how many.
         weights: the memory in which the matrices lie.
-        layout: where in it.
+        tiling: where in it.
 
     Raises:
         OSError: the system refuses.
     """
 
-    def __init__(self, count: int, weights: SharedMemory, layout: Layout) -> None:
+    def __init__(self, count: int, weights: SharedMemory, tiling: Tiling) -> None:
         self._owner = os.getpid()
         self._lock = threading.RLock()  # of the handles
         self._command = 0
         self._all: list[_Process] = []
         self._ready = 0
         self._ended = False
-        for_x, for_y = exchange_bytes([format.shape for format, _ in layout])
+        for_x, for_y = exchange_bytes([format.shape for format, _ in tiling])
         self._x = SharedMemory(nbytes=for_x)
         try:
             for place in range(count):
-                parts = [(format, _part(cuts, place, count)) for format, cuts in layout]
+                parts = [(format, _part(cuts, place, count)) for format, cuts in tiling]
                 self._all.append(_Process(parts, weights, self._x, for_y))
         except BaseException:
             self.close()
@@ -132,7 +132,7 @@ class Processes:
         """y = x · Wᵀ, once they are ready.
 
         Args:
-            matrix: its number in the layout.
+            matrix: its number in the tiling.
             format: how it is stored.
             tiles: all its rows in order.
             x: (T, inputs) float32, of at most `MOST_TOKENS`.
@@ -186,9 +186,9 @@ class _Process:
     """One of them, as the others' parent sees it."""
 
     def __init__(
-        self, layout: Layout, weights: SharedMemory, x: SharedMemory, y_bytes: int
+        self, tiling: Tiling, weights: SharedMemory, x: SharedMemory, y_bytes: int
     ) -> None:
-        told = pickle.dumps(layout)
+        told = pickle.dumps(tiling)
         # Of its own: one that still works on what Ctrl-C cut short writes over nobody's rows.
         self.y = SharedMemory(nbytes=max(y_bytes, len(told)))
         self.y.content[: len(told)] = told
@@ -245,9 +245,9 @@ class _Process:
 def serve(handles: Sequence[int]) -> None:
     """What such a process does until its parent ends it, or has ended itself."""
     weights, shared_x, shared_y = map(SharedMemory, handles)
-    layout: Layout = pickle.loads(shared_y.content)
+    tiling: Tiling = pickle.loads(shared_y.content)
     matrices = []
-    for format, cuts in layout:
+    for format, cuts in tiling:
         tiles = []
         for rows, begin, nbytes in cuts:
             stored = np.frombuffer(weights.content, np.uint8, nbytes, begin)

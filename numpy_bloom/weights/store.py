@@ -128,9 +128,9 @@ class WeightStore:
         if pages is None or not 0 < self.process_bytes <= room:
             self._end_processes()
         elif self._processes is None:
-            layout = [(matrix.format, matrix.cuts(pages)) for matrix in self._matrices.values()]
+            tiling = [(matrix.format, matrix.cuts(pages)) for matrix in self._matrices.values()]
             try:
-                self._processes = Processes(self.team.threads - 1, pages.memory, layout)
+                self._processes = Processes(self.team.threads - 1, pages.memory, tiling)
             except OSError:  # threads do without, and it would fail again
                 self._may_help = False
 

@@ -25,8 +25,8 @@ import numpy_bloom
 from conversion import convert
 from conversion.export import export
 from conversion.verify import find_faults, ways_out
-from numpy_bloom.weights.folder import parse_manifest
 from numpy_bloom.weights.formats import FORMATS
+from numpy_bloom.weights.manifest import parse_manifest
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from conversion.verify import Fault, find_faults
-from numpy_bloom.weights.folder import parse_manifest
-from numpy_bloom.weights.manifest import MANIFEST
+from numpy_bloom.weights.manifest import MANIFEST, parse_manifest
 
 
 def vouch_for(target: Path) -> None:
