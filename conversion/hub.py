@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from conversion.durable import PIECE_BYTES, sha256
 from conversion.shards import INDEX_SUFFIX
 from conversion.source import COPIED
+from numpy_bloom.durable import PIECE_BYTES, sha256
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.tokenizer import MOST_BYTES, TOKENIZER
 from numpy_bloom.weights.bounded import MOST_JSON_BYTES

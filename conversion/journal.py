@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from conversion.durable import put, sha256
+from numpy_bloom.durable import put, sha256
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.weights.bounded import read_json
 from numpy_bloom.weights.folder import LM_HEAD

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 from conversion.shards import WEIGHTS
-from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.errors import NumpyBloomError, told
 
 COPIED = (
     "config.json",
@@ -97,10 +97,8 @@ class LocalSource:
         Raises:
             NumpyBloomError: it cannot be deleted.
         """
-        try:
+        with told(f"cannot delete {self.folder / name}"):
             (self.folder / name).unlink(missing_ok=True)
-        except OSError as error:
-            raise NumpyBloomError(f"cannot delete {self.folder / name}: {error}") from error
 
     def close(self) -> None:
         """The folder stays, with all that is no shard."""
@@ -112,10 +110,8 @@ def _names_in(folder: Path) -> list[str]:
     Raises:
         NumpyBloomError: it cannot be read.
     """
-    try:
+    with told(f"cannot read the checkpoint's folder {folder}"):
         return [file.name for file in folder.iterdir()]
-    except OSError as error:
-        raise NumpyBloomError(f"cannot read the checkpoint's folder {folder}: {error}") from error
 
 
 def _check_link(link: Path) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from conversion.durable import sync_folder, writing
 from conversion.target import PARTIAL, beside
 from numpy_bloom.cluster.plan import Part, Sizes, Worker, deal, needed_files
 from numpy_bloom.command import parser, path_argument, run_command
-from numpy_bloom.errors import NumpyBloomError, OptionError, check_whole
+from numpy_bloom.durable import sync_folder
+from numpy_bloom.errors import NumpyBloomError, OptionError, check_whole, told
 from numpy_bloom.model.config import read_config
 from numpy_bloom.weights.budget import size_text
 from numpy_bloom.weights.manifest import ARRAYS_SUFFIX, MANIFEST, read_manifest
@@ -69,7 +69,7 @@ def _write(target: Path, names: list[str], folder: Path) -> None:
     partial = beside(folder, PARTIAL)
     if partial.exists() or partial.is_symlink():
         raise NumpyBloomError(f"{partial} is there, perhaps of a run that was cut off; remove it")
-    with writing(folder):
+    with told(f"cannot write {folder}"):
         partial.mkdir()
         try:
             for name in dict.fromkeys(names):

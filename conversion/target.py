@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from conversion.durable import UNFINISHED, sync_folder
+from numpy_bloom.durable import UNFINISHED, sync_folder
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.weights.budget import size_text
 from numpy_bloom.weights.manifest import MANIFEST

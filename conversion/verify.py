@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from conversion.durable import sha256
 from numpy_bloom.command import parser, path_argument, run_command
+from numpy_bloom.durable import sha256
 from numpy_bloom.errors import NumpyBloomError, listing
 from numpy_bloom.model.config import BloomConfig
 from numpy_bloom.weights.bounded import read_json

@@ -1,6 +1,7 @@
 """The exceptions that numpy-bloom raises on purpose."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from numbers import Integral
 
 MOST_CHARACTERS = 4000
@@ -39,3 +40,12 @@ def check_whole(name: str, value: object, least: int) -> None:
     """
     if not isinstance(value, Integral) or value < least:
         raise OptionError(f"{name} is {value}; expected a value in [{least}, inf), whole")
+
+
+@contextmanager
+def told(what: str, way_out: str = "") -> Iterator[None]:
+    """Within it a failure of the disk (no permission, no room) becomes one clear line."""
+    try:
+        yield
+    except OSError as error:
+        raise NumpyBloomError(f"{what}: {error.strerror or error}{way_out}") from error

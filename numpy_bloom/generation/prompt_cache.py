@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from numpy_bloom.errors import NumpyBloomError, OptionError
+from numpy_bloom.errors import NumpyBloomError, OptionError, told
 from numpy_bloom.generation.drafts import common_prefix
 from numpy_bloom.generation.options import GenerationOptions
-from numpy_bloom.generation.prompt_cache_file import PromptCacheFile, told
+from numpy_bloom.generation.prompt_cache_file import PromptCacheFile
 from numpy_bloom.generation.prompt_cache_layout import DamagedError
 from numpy_bloom.generation.sampling import random_seed
 from numpy_bloom.generation.text import stop_texts

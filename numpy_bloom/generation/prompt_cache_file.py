@@ -12,13 +12,13 @@ import os
 import stat
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.durable import give_name
+from numpy_bloom.errors import NumpyBloomError, told
 from numpy_bloom.generation.prompt_cache_layout import (
     CONTENT,
     RECORD,
@@ -119,14 +119,8 @@ class PromptCacheFile:
         Raises:
             NumpyBloomError: that is not possible.
         """
-        self.sync()
         with told(f"cannot write {self.path}"):
-            _partial(self.path).replace(self.path)
-            folder = os.open(self.path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            give_name(self._handle, _partial(self.path), self.path)
 
     def load(self, cache: SequenceCache, tokens: int, *, ignore_damaged: bool) -> None:
         """Read keys and values of the first tokens.
@@ -273,12 +267,3 @@ def _partial(path: Path) -> Path:
 
 def _json(about: Mapping[str, Any]) -> str:
     return json.dumps(about, default=lambda number: number.item())  # NumPy's
-
-
-@contextmanager
-def told(what: str, way_out: str = "") -> Iterator[None]:
-    """Tell a failure of the disk in one line."""
-    try:
-        yield
-    except OSError as error:
-        raise NumpyBloomError(f"{what}: {error.strerror or error}{way_out}") from error

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.errors import NumpyBloomError, told
 from numpy_bloom.model.config import BloomConfig
 from numpy_bloom.study.stages import BY_KEYS, LATER_KEYS, local_name, matching, stage_shape
 from numpy_bloom.weights.dtypes import Floats
@@ -31,10 +31,8 @@ class Arrays(Mapping[str, Floats]):
         self._folder = folder
         self._arrays: dict[str, Floats | None] = {}
         if folder is not None:
-            try:
+            with told(f"cannot write {folder}"):
                 folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise NumpyBloomError(f"cannot write {folder}: {error.strerror}") from error
             if any(folder.glob("*.npy")):
                 raise NumpyBloomError(f"{folder} holds arrays already; choose another folder")
 
@@ -49,11 +47,12 @@ class Arrays(Mapping[str, Floats]):
             self._arrays[name] = array
             return
         path = self._path(name)
-        try:
-            np.save(path, array)
-        except OSError as error:
-            path.unlink(missing_ok=True)
-            raise NumpyBloomError(f"cannot write {path}: {error.strerror or error}") from error
+        with told(f"cannot write {path}"):
+            try:
+                np.save(path, array)
+            except OSError:
+                path.unlink(missing_ok=True)
+                raise
         self._arrays[name] = None
 
     def __getitem__(self, name: str) -> Floats:

@@ -11,7 +11,7 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.errors import NumpyBloomError, told
 from numpy_bloom.weights.manifest import see_verify
 from numpy_bloom.weights.safetensors_file import ALIGNMENT
 
@@ -52,7 +52,7 @@ class DirectFiles:
         begin = offset - offset % ALIGNMENT
         skip = offset - begin
         length = -(-(skip + nbytes) // ALIGNMENT) * ALIGNMENT
-        try:
+        with told(f"cannot read {path}"):
             handle = self._open(path)
             count, before = 0, -1
             while before < count < skip + nbytes:  # not further than before: the end of the file
@@ -60,8 +60,6 @@ class DirectFiles:
                 page = count - count % ALIGNMENT
                 count = page + os.preadv(handle, [buffer[page:length]], begin + page)
             size = os.fstat(handle).st_size
-        except OSError as error:
-            raise NumpyBloomError(f"cannot read {path}: {error.strerror or error}") from error
         if count < skip + nbytes:
             raise NumpyBloomError(
                 f"{path} ends at byte {size:,}, expected {offset + nbytes:,} or more"

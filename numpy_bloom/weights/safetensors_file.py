@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.errors import NumpyBloomError, told
 from numpy_bloom.weights.bounded import open_regular, parse_json
 from numpy_bloom.weights.dtypes import SAFETENSORS_CODES, STORED, Stored
 from numpy_bloom.weights.manifest import see_verify
@@ -120,12 +120,10 @@ def read_stored(array: StoredArray) -> Stored:
     Raises:
         NumpyBloomError: the file cannot be read or is shorter than its header says.
     """
-    try:
+    with told(f"cannot read {array}"):
         values = np.fromfile(
             array.path, STORED[array.dtype], count=math.prod(array.shape), offset=array.offset
         )
-    except OSError as error:
-        raise NumpyBloomError(f"cannot read {array}: {error}") from error
     if values.size != math.prod(array.shape):
         raise NumpyBloomError(f"{array} is truncated{see_verify(array.path.parent)}")
     return values.reshape(array.shape)

@@ -11,7 +11,7 @@ from typing import IO, Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.errors import NumpyBloomError, told
 from numpy_bloom.model.alibi import alibi_slopes
 from numpy_bloom.study.report.labels import Labels, is_right_to_left
 from numpy_bloom.study.report.numbers import (
@@ -53,7 +53,7 @@ def write_report(
     if path.exists() and not path.is_file():
         raise NumpyBloomError(f"{path} is no regular file; choose another")
     aside = path.with_name(f"{path.name}.partial")
-    try:
+    with told(f"cannot write {path}"):
         try:
             with aside.open("w", encoding="utf-8") as file:
                 _write(file, trace, logits, tokenizer)
@@ -62,8 +62,6 @@ def write_report(
             with suppress(OSError):
                 aside.unlink(missing_ok=True)
             raise
-    except OSError as error:
-        raise NumpyBloomError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _write(file: IO[str], trace: Trace, logits: Floats, tokenizer: Tokenizer | None) -> None:

@@ -2,11 +2,10 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
-from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.errors import told
 
 UNFINISHED = ".new"
 """What the name of a file ends with until it is complete."""
@@ -17,7 +16,7 @@ PIECE_BYTES = 8 << 20
 def put(path: Path, content: bytes) -> None:
     """Write a small file, in the place of an older one if there is one."""
     unfinished = path.with_name(path.name + UNFINISHED)
-    with writing(path), unfinished.open("wb") as file:
+    with told(f"cannot write {path}"), unfinished.open("wb") as file:
         file.write(content)
         file.flush()
         give_name(file.fileno(), unfinished, path)
@@ -49,12 +48,3 @@ def sha256(path: Path, progress: Callable[[int], object] = lambda _bytes: None) 
             checksum.update(piece)
             progress(len(piece))
     return checksum.hexdigest()
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn a failed write (no permission, a full disk) into one clear line."""
-    try:
-        yield
-    except OSError as error:
-        raise NumpyBloomError(f"cannot write {path}: {error.strerror or error}") from error
