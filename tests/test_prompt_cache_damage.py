@@ -14,6 +14,9 @@ from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.generation import prompt_cache_layout
 
 
+BEGINNING = prompt_cache_layout.BEGINNING
+
+
 def told(model: Bloom, file: Path, what: str) -> None:
     """It is refused in one line, with the way out, and left as it is."""
     content = file.read_bytes()
@@ -100,7 +103,7 @@ def test_what_is_damaged_is_cleared(tiny_model: Bloom, begun_file: Path) -> None
 def test_truncated(tiny_model: Bloom, begun_file: Path, tiny_text: list[int]) -> None:
     whole = begun_file.read_bytes()
     start = 8 + int.from_bytes(whole[:8], "little")
-    for length in [*range(20), *range(20, start, 331), *range(start, len(whole), 7)]:
+    for length in [*range(8 + len(BEGINNING), start, 331), *range(start, len(whole), 7)]:
         begun_file.write_bytes(whole[:length])
         told(tiny_model, begun_file, "")
     begun_file.write_bytes(whole + b"\0")
@@ -111,22 +114,31 @@ def test_truncated(tiny_model: Bloom, begun_file: Path, tiny_text: list[int]) ->
 
 
 def test_garbage(tiny_model: Bloom, begun_file: Path, tiny_text: list[int]) -> None:
-    random.seed(1)
-    for length in (0, 1, 8, 9, 100, 10_000):
-        begun_file.write_bytes(random.randbytes(length))
-        told(tiny_model, begun_file, "")
-    for content in (
-        b"{",
-        b"[]",
-        b"1",
-        b'{"__metadata__": 1}',
-        b"[" * 100_000,
-        b"\xff",
-        b"9" * 9999,
-    ):
+    for rest in (b"", b"}}", b',"about":"[]"}}', b"[" * 100_000, b"\xff", b"9" * 9999):
+        content = BEGINNING + rest
         begun_file.write_bytes(len(content).to_bytes(8, "little") + content)
         told(tiny_model, begun_file, "its header is wrong")
     assert again(tiny_model, begun_file, ignore_damaged_cache=True) == tiny_text
+
+
+@pytest.mark.parametrize("content", [b"", b"my notes\n", b"{}" * 5000, b"\0" * 8 + BEGINNING[:-1]])
+def test_what_is_somebodys_own(tiny_model: Bloom, begun_file: Path, content: bytes) -> None:
+    """It is left alone, also where damage is to be ignored."""
+    begun_file.write_bytes(content)
+    for run in (again, lambda model, file, **options: ids_of(model.resume(file, **options))):
+        for ignore in (False, True):
+            with pytest.raises(NumpyBloomError, match=r"is no 'numpy-bloom kept text 1'; choose"):
+                run(tiny_model, begun_file, ignore_damaged_cache=ignore)
+    assert begun_file.read_bytes() == content
+
+
+def test_what_is_in_the_way_of_a_new_file(tiny_model: Bloom, tmp_path: Path) -> None:
+    partial = tmp_path / "text.partial"
+    partial.write_text("my notes")
+    with pytest.raises(NumpyBloomError, match=r"text\.partial is in the way; move it, or choose"):
+        again(tiny_model, tmp_path / "text")
+    assert partial.read_text() == "my notes"
+    assert list(tmp_path.iterdir()) == [partial]
 
 
 def edited(file: Path, edit: Any) -> None:

@@ -25,6 +25,7 @@ from numpy_bloom.generation.prompt_cache_layout import (
     DamagedError,
     Layout,
     checksum_of,
+    is_ours,
     read_header,
     read_whole,
 )
@@ -104,10 +105,12 @@ class PromptCacheFile:
             layout = Layout.of(_json(about), tokens, cache.token_shape)
             file = cls(path, handle, layout, about)
             _lock(handle, partial, fcntl.LOCK_EX)
+            if os.fstat(handle).st_size and not is_ours(handle):  # as if of a run that was cut off
+                raise NumpyBloomError(f"{partial} is in the way; move it, or choose another file")
             try:
-                os.ftruncate(handle, 0)  # of a run that was cut off
-                os.ftruncate(handle, layout.nbytes)
+                os.ftruncate(handle, 0)
                 file._write(layout.header, 0)
+                os.ftruncate(handle, layout.nbytes)
             except BaseException:
                 file.discard()
                 raise

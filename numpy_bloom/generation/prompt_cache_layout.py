@@ -25,6 +25,8 @@ from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.weights.safetensors_file import header_bytes
 
 FORMAT = "numpy-bloom kept text 1"
+BEGINNING = f'{{"__metadata__":{{"format":"{FORMAT}"'.encode()
+"""Of a header. A file without it is somebody's own, and is left alone whatever is to be ignored."""
 MAX_HEADER_BYTES = 100_000_000
 """As the safetensors library has it."""
 RECORD = struct.Struct("<QdQQ")
@@ -80,8 +82,15 @@ class Layout(NamedTuple):
         return self.slab_at(self.tokens)
 
 
+def is_ours(handle: int) -> bool:
+    """Whether a file begins as those of this kind do."""
+    return os.pread(handle, len(BEGINNING), 8) == BEGINNING
+
+
 def read_header(handle: int, path: Path) -> tuple[Layout, dict[str, Any]]:
     """What a file says of itself. It must be what would be written, byte for byte."""
+    if not is_ours(handle):
+        raise NumpyBloomError(f"{path} is no '{FORMAT}'; choose another file")
     size = os.fstat(handle).st_size
     prefix = bytearray(8)
     read_whole(handle, path, prefix, 0)
@@ -92,15 +101,13 @@ def read_header(handle: int, path: Path) -> tuple[Layout, dict[str, Any]]:
     read_whole(handle, path, text, 8)
     try:
         header = json.loads(text)
-        metadata = header.get("__metadata__", {})
-        if metadata.get("format") != FORMAT:
-            raise NumpyBloomError(f"{path} is no '{FORMAT}'; choose another file")
+        metadata = header["__metadata__"]
         about = json.loads(metadata["about"])
         shape = header["keys_values"]["shape"]
         if len(shape) != 5 or not all(type(length) is int and length > 0 for length in shape):
             raise DamagedError(path, f"keys and values have shape {shape}")
         layout = Layout.of(metadata["about"], shape[0], shape[1:])
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedError(path, "its header is wrong") from error
     if layout.header != prefix + text or not isinstance(about, dict):
         raise DamagedError(path, "its header is wrong")
