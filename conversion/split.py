@@ -46,13 +46,15 @@ def split(target: Path, parts: int) -> list[tuple[Path, Part]]:
     """
     check_whole("parts", parts, 1)
     manifest = read_manifest(target)
-    sizes = Sizes.of(manifest, read_config(target).num_hidden_layers)
+    blocks = read_config(target).num_hidden_layers
+    sizes = Sizes.of(manifest, blocks)
     names = frozenset(name for name in manifest["files"] if (target / name).is_file())
-    dealt = deal([Worker(f"{i:04d}", 1, 1, names) for i in range(parts)], sizes, target)
+    workers = min(parts, blocks + 1)  # no more get anything: one for each block, one for the head
+    dealt = deal([Worker(f"{i:04d}", 1, 1, names) for i in range(workers)], sizes, target)
     if len(dealt) < parts:
         raise OptionError(
-            f"parts is {parts}; expected a value in [1, {len(dealt)}], for so many folders get "
-            "blocks"
+            f"parts is {parts}; expected a value in [1, {len(dealt)}], for no more folders get "
+            "anything"
         )
     folders = [beside(target, f".{i + 1}-of-{parts}") for i in range(parts)]
     for folder in folders:

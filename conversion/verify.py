@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from numpy_bloom.command import parser, path_argument, run_command
 from numpy_bloom.durable import sha256
-from numpy_bloom.errors import NumpyBloomError, listing
+from numpy_bloom.errors import NumpyBloomError, listing, shown
 from numpy_bloom.model.config import BloomConfig
 from numpy_bloom.weights.bounded import read_json
 from numpy_bloom.weights.budget import size_text
@@ -29,7 +29,6 @@ from numpy_bloom.weights.manifest import (
     SEE_VERIFY,
     entry_fault,
     parse_manifest,
-    shown,
     size_fault,
 )
 from numpy_bloom.weights.safetensors_file import read_header

@@ -12,7 +12,7 @@ from numpy_bloom.generation.beams import BeamOptions, BeamSearch
 from numpy_bloom.generation.continuation import Token
 from numpy_bloom.generation.drafts import PROMPT_LOOKUP, Drafter, DraftModel, PromptLookup
 from numpy_bloom.generation.generation import Generation, GenerationInBatch, start
-from numpy_bloom.generation.options import GenerationOptions
+from numpy_bloom.generation.options import MOST_SEQUENCES, GenerationOptions
 from numpy_bloom.generation.prompt_cache import resume_prompt_cache, start_prompt_cache
 from numpy_bloom.generation.sampling import SamplingOptions
 from numpy_bloom.generation.text import TextStream
@@ -78,7 +78,7 @@ class Bloom(TextModel):
                 vocabulary, the draft model has another vocabulary or does not fit, or the file is
                 damaged, of another model, or cannot be written.
         """
-        check_whole("num_samples", num_samples, 1)
+        check_whole("num_samples", num_samples, 1, MOST_SEQUENCES)
         chosen = GenerationOptions(**options)
         if num_samples > 1 and chosen.is_greedy:
             raise OptionError(

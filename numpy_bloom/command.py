@@ -39,8 +39,11 @@ def run_command(main: Callable[[], None], name: str) -> int:
         return _failed(name, "stdout was closed before all was written")
     except (NumpyBloomError, OSError) as error:
         return _failed(name, str(error))
-    except MemoryError as error:
-        return _failed(name, f"out of memory; give --memory less. {error}")
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "start new thread" not in str(error):
+            raise
+        way_out = "free some, or give --memory and --threads less where there are such options"
+        return _failed(name, f"out of memory; {way_out}. {error}")
     except KeyboardInterrupt:
         print(file=sys.stderr)  # behind the ^C of the terminal
         return _failed(name, "interrupted", interrupts.INTERRUPTED)
@@ -54,7 +57,7 @@ def _prepare_streams() -> None:
     if sys.stdout is None:
         raise NumpyBloomError("stdout is closed")
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8")
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # of names of files
 
 
 @contextmanager

@@ -32,14 +32,25 @@ def listing(items: Sequence[str], separator: str = ", ", most: int = 5) -> str:
     return separator.join(items[:most]) + rest
 
 
-def check_whole(name: str, value: object, least: int) -> None:
-    """Check an option that must be a whole number of at least `least`.
+def shown(value: object, most: int = 60) -> str:
+    """A value for one line of an error."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of thousands of digits
+        text = "a huge number"
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def check_whole(name: str, value: object, least: int, most: float = 10**12) -> None:
+    """Check an option that must be a whole number from `least` to `most`.
 
     Raises:
         OptionError: it is not; the message names the interval.
     """
-    if not isinstance(value, Integral) or value < least:
-        raise OptionError(f"{name} is {value}; expected a value in [{least}, inf), whole")
+    if not isinstance(value, Integral) or int(value) < least:
+        raise OptionError(f"{name} is {shown(value)}; expected a value in [{least}, inf), whole")
+    if int(value) > most:
+        raise OptionError(f"{name} is {shown(value)}; expected at most {most:,}")
 
 
 @contextmanager

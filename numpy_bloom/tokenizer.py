@@ -137,6 +137,8 @@ def _faults(values: dict[str, Any]) -> Iterator[str]:
             yield f"its model has a {key}"
     if not _plain(model):
         yield "its vocabulary or its merges are malformed"
+    elif not model["vocab"]:
+        yield "its vocabulary is empty"
     for room, known in ROOMS.items():
         parts = list(_parts(values.get(room)))
         if len(parts) > MOST_PARTS:

@@ -144,6 +144,12 @@ def test_going_on_after_ctrl_c(model: numpy_bloom.Bloom, step: int) -> None:
         assert search.text == expected.text
 
 
+def test_a_penalty_beyond_float32(model: numpy_bloom.Bloom) -> None:
+    """Infinite scores are told of by nobody: warnings are errors here."""
+    for penalty in (1e-300, 1e300):
+        assert found(model, PROMPT, num_beams=2, max_new_tokens=2, repetition_penalty=penalty)
+
+
 def test_output_that_is_not_finite(tmp_path: Path) -> None:
     checkpoint = Checkpoint(**RANDOM)
     checkpoint.tensors["lm_head.weight"][7] = 3e38

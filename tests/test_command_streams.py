@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -90,6 +91,16 @@ def test_streams_that_are_closed_or_full(
         generation = bloom.generate(PROMPT, max_new_tokens=3)
         text = "".join(token.text for token in generation)
     assert result.stdout.decode() == ("" if code else text + "\n")
+
+
+def test_a_path_that_is_not_utf_8(model: Path, tmp_path: Path) -> None:
+    """It can be opened, and is told with its bytes."""
+    folder = os.fsencode(tmp_path) + b"/caf\xe9"
+    shutil.copytree(os.fsencode(model), folder)
+    command = [sys.executable, "-m", "conversion.verify", folder]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert rb"caf\udce9" in result.stdout
 
 
 def test_output_is_utf_8_in_every_locale(model: Path) -> None:

@@ -177,6 +177,11 @@ OUT_OF_RANGE = [
     ("--seed=-1", "seed is -1; expected a value in [0, inf), whole"),
     ("--threads=0", "threads is 0; expected a value in [1, inf), whole"),
     ("--memory=much", "memory is 'much'; expected a size such as"),
+    (f"--memory={'9' * 400}", "memory is '999"),
+    (f"--threads={'9' * 400}", f"threads is {'9' * 60}...; expected at most 1,000,000,000,000"),
+    ("--max-new-tokens=9999999999999", "max_new_tokens is 9999999999999; expected at most"),
+    ("--num-samples=10001", "num_samples is 10001; expected at most 10,000"),
+    ("--num-beams=10001", "num_beams is 10001; expected at most 10,000"),
     ("--stop=", "stop text is empty"),
 ]
 
@@ -254,11 +259,18 @@ def test_folders_that_are_no_model(command: Command, source: Path, tmp_path: Pat
     )
 
 
+OUT_OF_MEMORY = (
+    "conversion: error: out of memory; free some, or give --memory and --threads less where there "
+    "are such options. {}\n"
+)
+
+
 @pytest.mark.parametrize(
     ("error", "code", "told"),
     [
         (KeyboardInterrupt(), 130, "\nconversion: interrupted\n"),
-        (MemoryError(), 1, "conversion: error: out of memory; give --memory less.\n"),
+        (MemoryError("8 GiB"), 1, OUT_OF_MEMORY.format("8 GiB")),
+        (RuntimeError("can't start new thread"), 1, OUT_OF_MEMORY.format("can't start new thread")),
         (OSError("two\nlines"), 1, "conversion: error: two lines\n"),
     ],
 )

@@ -13,7 +13,6 @@ from numpy_bloom.bloom import Bloom
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.generation import prompt_cache_layout
 
-
 BEGINNING = prompt_cache_layout.BEGINNING
 
 

@@ -3,9 +3,12 @@
 import gc
 import threading
 import tracemalloc
+import weakref
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +26,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 import numpy_bloom
 from numpy_bloom.generation.continuation import Continuation
 from numpy_bloom.generation.sampling import SamplingOptions, draw, next_token_distribution
-from numpy_bloom.model.cache import KVCache
+from numpy_bloom.model.cache import Cache, KVCache
 from numpy_bloom.running.memory import LIVE_LOGITS, Needs
 from numpy_bloom.weights.team import one_blas_thread
 
@@ -55,6 +58,32 @@ def test_threads_that_share_a_model_wait_for_each_other(folder: Path) -> None:
             caller.join()
     assert wrong == []
     assert [pool["num_threads"] for pool in threadpool_info()] == blas
+
+
+class ReadSlowly(weakref.WeakKeyDictionary[Cache, Any]):
+    """Somebody else has the time to change it while it is read."""
+
+    begin: Callable[[], object]
+
+    def keys(self) -> Iterator[Cache]:
+        keys = super().keys()
+        yield next(keys)
+        other = threading.Thread(target=self.begin)
+        other.start()
+        other.join(0.1)  # waits for this reader, or it is done
+        yield from keys
+
+
+def test_a_run_begins_while_others_ask_for_room(folder: Path) -> None:
+    with numpy_bloom.load(folder, threads=1) as model:
+        room, needs = model.model, Needs([5], pass_tokens=5, logit_rows=1)
+        held = room.prepare(needs)
+        begun: list[object] = []
+        room._runs = ReadSlowly(room._runs)
+        room._runs.begin = lambda: begun.append(room._begin(caches, 0))
+        caches = [KVCache(model.config, 5)]
+        assert room.has_room(needs)
+        assert held
 
 
 def blas_threads() -> list[int]:

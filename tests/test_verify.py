@@ -169,7 +169,7 @@ def test_what_is_no_file(target: Path) -> None:
     (target / "config.json").unlink()
     (target / "config.json").mkdir()
     assert told(target) == [
-        f"block_001.safetensors is a link to {target.parent / 'elsewhere'}, which is missing",
+        f"block_001.safetensors is a link to '{target.parent / 'elsewhere'}', which is missing",
         "config.json is no file",
     ]
 

@@ -12,7 +12,7 @@ from numpy_bloom.errors import OptionError, check_whole
 from numpy_bloom.generation.beam_caches import BeamCache, reorder_caches
 from numpy_bloom.generation.continuation import Continuation, PassStats, Token
 from numpy_bloom.generation.generation import Generation
-from numpy_bloom.generation.options import GenerationOptions
+from numpy_bloom.generation.options import MOST_SEQUENCES, GenerationOptions
 from numpy_bloom.generation.sampling import SamplingOptions, penalize_repetition
 from numpy_bloom.generation.text import TextStream
 from numpy_bloom.model.primitives import log_softmax
@@ -51,7 +51,7 @@ class BeamOptions:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        check_whole("num_beams", self.num_beams, 1)
+        check_whole("num_beams", self.num_beams, 1, MOST_SEQUENCES)
         check_whole("max_new_tokens", self.max_new_tokens, 1)
         SamplingOptions(repetition_penalty=self.repetition_penalty)  # checks it
         if not math.isfinite(self.length_penalty):
@@ -136,10 +136,10 @@ def _continuations(
     for beam, row in zip(running, logits, strict=True):
         logprobs = log_softmax(row)  # (V,)
         scores = logprobs
+        if options.repetition_penalty != 1:
+            seen = prompt_token_ids + beam.token_ids
+            scores = penalize_repetition(logprobs, seen, options.repetition_penalty)
         with np.errstate(over="ignore"):
-            if options.repetition_penalty != 1:
-                seen = prompt_token_ids + beam.token_ids
-                scores = penalize_repetition(logprobs, seen, options.repetition_penalty)
             scores = beam.score + scores
         rank = min(count, len(scores))
         for token_id in np.flatnonzero(scores >= np.partition(scores, -rank)[-rank]).tolist():

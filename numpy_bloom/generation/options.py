@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from numpy_bloom.errors import check_whole
 from numpy_bloom.generation.sampling import SamplingOptions
 
+MOST_SEQUENCES = 10_000
+"""Samples of a prompt, or beams."""
+
 
 @dataclass(frozen=True)
 class GenerationOptions(SamplingOptions):

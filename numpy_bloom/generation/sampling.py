@@ -5,13 +5,14 @@ temperature, top-k, top-p, min-p. Each step is a function of logits (V,) that se
 rules out to -inf.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from numpy_bloom.errors import OptionError, check_whole
-from numpy_bloom.model.primitives import softmax
+from numpy_bloom.model.primitives import log_softmax, softmax
 from numpy_bloom.weights.dtypes import Floats
 
 
@@ -57,7 +58,7 @@ class SamplingOptions:
         if self.top_k is not None:
             check_whole("top_k", self.top_k, 1)
         if self.seed is not None:
-            check_whole("seed", self.seed, 0)
+            check_whole("seed", self.seed, 0, math.inf)
 
     @property
     def effective_temperature(self) -> float:
@@ -77,11 +78,13 @@ def _within(value: float | None, low: float, high: float) -> bool:
 
 
 def penalize_repetition(logits: Floats, ids: npt.ArrayLike, penalty: float) -> Floats:
-    """Make the tokens of `ids` less likely (if penalty > 1)."""
+    """Make the tokens of `ids` less likely (if penalty > 1); very much so, and they become inf."""
     logits = logits.copy()
     seen = np.unique(np.asarray(ids, dtype=np.int64))
-    scores, factor = logits[seen], np.float32(penalty)
-    logits[seen] = np.where(scores < 0, scores * factor, scores / factor)
+    scores = logits[seen]
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        factor = np.float32(penalty)
+        logits[seen] = np.where(scores < 0, scores * factor, scores / factor)
     return logits
 
 
@@ -121,19 +124,17 @@ def likeliest(logits: Floats, ids: npt.ArrayLike, options: SamplingOptions) -> i
         ids: the sequence so far, prompt included.
     """
     if options.repetition_penalty != 1:
-        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-            logits = penalize_repetition(logits, ids, options.repetition_penalty)
+        logits = penalize_repetition(logits, ids, options.repetition_penalty)
     return int(logits.argmax())
 
 
 def log_probability(logits: Floats, token_id: int) -> float:
-    """Natural logarithm of one token's probability: what `log_softmax` has there, bit for bit.
+    """Natural logarithm of one token's probability.
 
     Args:
         logits: (V,) float32.
     """
-    below_top = logits - logits.max()
-    return float(below_top[token_id] - np.log(np.exp(below_top).sum()))
+    return float(log_softmax(logits)[token_id])
 
 
 def next_token_distribution(logits: Floats, ids: npt.ArrayLike, options: SamplingOptions) -> Floats:
@@ -146,9 +147,9 @@ def next_token_distribution(logits: Floats, ids: npt.ArrayLike, options: Samplin
     Returns:
         (V,) float32 with sum 1; a single 1 if it is chosen greedily.
     """
+    if options.repetition_penalty != 1:
+        logits = penalize_repetition(logits, ids, options.repetition_penalty)
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        if options.repetition_penalty != 1:
-            logits = penalize_repetition(logits, ids, options.repetition_penalty)
         scaled = logits / np.float32(options.effective_temperature)
     # At temperature 0, or so near to it that float32 overflows, the likeliest token is certain.
     if not np.isfinite(scaled.max()):

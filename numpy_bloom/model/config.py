@@ -13,9 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.errors import NumpyBloomError, shown
 from numpy_bloom.weights.bounded import read_json
-from numpy_bloom.weights.manifest import shown
 
 ALIASES = {
     "hidden_size": ("hidden_size", "n_embed", "n_embd"),
@@ -101,11 +100,13 @@ class BloomConfig:
             )
         epsilon = values.get("layer_norm_epsilon", cls.layer_norm_epsilon)
         if not isinstance(epsilon, float) or not 0 < epsilon < 1:
-            raise NumpyBloomError(f"{path}: layer_norm_epsilon is {epsilon!r}, expected 0 < x < 1")
+            raise NumpyBloomError(
+                f"{path}: layer_norm_epsilon is {shown(epsilon)}, expected 0 < x < 1"
+            )
         switches = {name: values.get(name, getattr(cls, name)) for name in SWITCHES}
         for name, value in switches.items():
             if not isinstance(value, bool):
-                raise NumpyBloomError(f"{path}: {name} is {value!r}, expected a boolean")
+                raise NumpyBloomError(f"{path}: {name} is {shown(value)}, expected a boolean")
         eos = values.get("eos_token_id", cls.eos_token_ids[0])
         return cls(
             **sizes,
@@ -122,7 +123,7 @@ def _size(values: Mapping[str, Any], keys: tuple[str, ...], most: int, path: Pat
         raise NumpyBloomError(f"{path}: {' or '.join(keys)} is missing")
     for key, value in found.items():
         if type(value) is not int or value < 1:
-            raise NumpyBloomError(f"{path}: {key} is {value!r}, expected a positive integer")
+            raise NumpyBloomError(f"{path}: {key} is {shown(value)}, expected a positive integer")
         if value > most:
             raise NumpyBloomError(f"{path}: {key} is {value:,}, expected at most {most:,}")
     if len(set(found.values())) > 1:
@@ -141,7 +142,7 @@ def eos_token_ids(value: Any, name: str) -> tuple[int, ...]:
     """
     ids = [] if value is None else value if isinstance(value, list) else [value]
     if not all(type(i) is int for i in ids):
-        raise NumpyBloomError(f"{name} is {value!r}, expected a token id or a list of them")
+        raise NumpyBloomError(f"{name} is {shown(value)}, expected a token id or a list of them")
     return tuple(i for i in ids if i >= 0)
 
 

@@ -49,6 +49,7 @@ class Room:
         self._runs: weakref.WeakKeyDictionary[Cache, tuple[int, Resident | None]] = (
             weakref.WeakKeyDictionary()
         )
+        self._runs_lock = threading.Lock()
         self._one_at_a_time = threading.Lock()
         self._holder = 0  # the thread that has it; an interruption may leave that here
 
@@ -104,7 +105,7 @@ class Room:
         with self.alone():
             self._make_room(sum(needs.cache_tokens), working, needs.draft)
             caches = [KVCache(self.config, tokens, self.blocks) for tokens in needs.cache_tokens]
-            self._runs.update(dict.fromkeys(caches, (working, needs.draft)))
+            self._begin(caches, working, needs.draft)
         return caches
 
     def prepare_one_pass(
@@ -136,7 +137,7 @@ class Room:
         with self.alone():
             self._make_room(0, working)
             caches = [OnePassCache() for _ in lengths]
-            self._runs.update(dict.fromkeys(caches, (working, None)))
+            self._begin(caches, working)
         return caches
 
     def working_bytes(
@@ -227,14 +228,23 @@ class Room:
 
     def _needed(self, cache_tokens: int, working: int, draft: Resident | None = None) -> int:
         """Bytes of all but weights, with the runs that are not over, a new one, and drafts."""
-        drafts = {draft, *(draft for _, draft in dict(self._runs).values())} - {None, self}
+        drafts = {draft, *(draft for _, draft in self._live().values())} - {None, self}
         elsewhere = sum(draft.resident_bytes for draft in drafts if draft is not None)
         return self._held_bytes(cache_tokens, working) + elsewhere
 
     def _held_bytes(self, cache_tokens: int, working: int) -> int:
-        runs = dict(self._runs)
+        runs = self._live()
         held = self._cache_bytes(cache_tokens + sum(cache.capacity for cache in runs))
         return self.store.vector_bytes + held + max(working, *(run for run, _ in runs.values()), 0)
+
+    def _begin(self, caches: Sequence[Cache], working: int, draft: Resident | None = None) -> None:
+        with self._runs_lock:
+            self._runs.update(dict.fromkeys(caches, (working, draft)))
+
+    def _live(self) -> dict[Cache, tuple[int, Resident | None]]:
+        """The runs that are not over. Others ask while a caller that is `alone` begins one."""
+        with self._runs_lock:
+            return dict(self._runs)
 
     def _cache_bytes(self, tokens: int) -> int:
         return KVCache.nbytes(self.config, tokens, self.blocks)
@@ -256,7 +266,7 @@ class Room:
         needed = self._needed(cache_tokens, working, draft)
         least = needed + self._least_weights(resident=False)
         if self.memory < least:
-            held = sum(cache.capacity for cache in dict(self._runs)) + cache_tokens
+            held = sum(cache.capacity for cache in self._live()) + cache_tokens
             raise NumpyBloomError(
                 f"this run needs at least {_megabytes(least)} of memory, "
                 f"{_megabytes(self.memory)} may be used: keys and values of {held} tokens take "

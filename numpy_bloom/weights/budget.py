@@ -33,13 +33,13 @@ def parse_size(size: str | int) -> int:
     """Bytes of a size such as `400MB`, `2.5 GiB` or a plain number of bytes.
 
     Raises:
-        OptionError: it is none, or not positive.
+        OptionError: it is none, not positive, or beyond all memory.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?i?B)?\s*", str(size), re.IGNORECASE)
-    nbytes = int(float(match[1]) * UNITS[(match[2] or "B").upper()]) if match else 0
-    if nbytes < 1:
+    nbytes = float(match[1]) * UNITS[(match[2] or "B").upper()] if match else 0
+    if not 1 <= nbytes < 1 << 63:
         raise OptionError(f"memory is {size!r}; expected a size such as 400MB, 3GB or 2GiB")
-    return nbytes
+    return int(nbytes)
 
 
 def size_text(nbytes: float) -> str:
@@ -120,7 +120,8 @@ def keep_freed_memory() -> None:
 
     A new page costs more than the sums that go into it. glibc gives freed memory back to the system
     unless so much was once freed in one piece: then what is smaller stays with the process, twice
-    as much at most (mallopt(3), M_MMAP_THRESHOLD). Elsewhere this changes nothing.
+    as much at most (mallopt(3), M_MMAP_THRESHOLD). Elsewhere this changes nothing, nor where the
+    environment says how memory is kept, as for Dask's workers (MALLOC_TRIM_THRESHOLD_).
     """
     np.empty(KEPT_BYTES, dtype=np.uint8)
 

@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.errors import NumpyBloomError, shown
 from numpy_bloom.weights.bounded import is_file_name, read_json
 
 FORMAT_VERSION = 1
@@ -103,7 +103,7 @@ def size_fault(path: Path, size: int) -> str | None:
             found = path.stat().st_size
             return None if found == size else f"has {found:,} bytes, expected {size:,}"
         if path.is_symlink() and not path.exists():
-            return f"is a link to {path.readlink()}, which is missing"
+            return f"is a link to {str(path.readlink())!r}, which is missing"
         return "is no file" if path.exists() else "is missing"
     except OSError as error:
         return f"cannot be read: {error.strerror or error}"
@@ -121,12 +121,3 @@ def check_sizes(folder: Path, files: dict[str, dict[str, Any]]) -> None:
         fault = size_fault(path, entry["size"])
         if fault and (name.endswith(ARRAYS_SUFFIX) or path.exists()):
             raise NumpyBloomError(f"{path} {fault}{see_verify(folder)}")
-
-
-def shown(value: object, most: int = 60) -> str:
-    """A value for one line of an error."""
-    try:
-        text = repr(value)
-    except ValueError:  # an integer of thousands of digits
-        text = "a huge number"
-    return text if len(text) <= most else f"{text[:most]}..."

@@ -145,6 +145,8 @@ def test_split_refuses(folder: Path, tmp_path: Path, command: Command) -> None:
     shutil.copytree(folder, model)
     result = command(split_command, model, "--parts", 9)
     check_failure(result, "split", "parts is 9; expected a value in [1, 7]", 2)
+    result = command(split_command, model, "--parts", 10**9)
+    check_failure(result, "split", "parts is 1000000000; expected a value in [1, 7]", 2)
     result = command(split_command, model, "--parts", 2)
     assert (result.code, result.err) == (0, "")
     assert result.out.startswith(f"{model}.1-of-2: blocks 0 to 3, ")

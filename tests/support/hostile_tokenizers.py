@@ -129,6 +129,12 @@ TOKENIZERS = [
         "without this file a model takes and gives token ids",
     ),
     Hostile(
+        "tokenizer-vocabulary-empty",
+        "no token at all",
+        edited(TOKENIZER, lambda v: v["model"].update(vocab={}, merges=[])),
+        REFUSED + "its vocabulary is empty, " + NEEDS,
+    ),
+    Hostile(
         "tokenizer-vocabulary-beyond",
         "a token of the vocabulary that has none",
         edited(TOKENIZER, lambda v: v["model"]["vocab"].update(word=4_000_000_000)),
