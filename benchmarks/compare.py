@@ -31,7 +31,8 @@ from sweeps import memory_sweep, memory_table, tokens_sweep, tokens_table
 from worker import EngineError
 
 from numpy_bloom.errors import NumpyBloomError
-from numpy_bloom.weights.budget import default_threads, parse_size
+from numpy_bloom.sizes import parse_size
+from numpy_bloom.weights.budget import default_threads
 from numpy_bloom.weights.folder import read_json
 
 

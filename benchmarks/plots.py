@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from numpy_bloom.weights.budget import parse_size
+from numpy_bloom.sizes import parse_size
 
 SIZE_INCHES = (6.0, 3.6)
 

@@ -24,7 +24,7 @@ import numpy_bloom
 from numpy_bloom.bloom import Bloom
 from numpy_bloom.model.cache import KVCache
 from numpy_bloom.model.config import read_config
-from numpy_bloom.weights.budget import parse_size
+from numpy_bloom.sizes import parse_size
 
 PROMPTS, NEW_TOKENS = 16, 32
 

@@ -14,7 +14,7 @@ from conversion.source import COPIED, LocalSource, Source
 from conversion.target import beside, check_apart, check_replaceable, check_space, free_bytes
 from conversion.writer import FolderWriter
 from numpy_bloom.errors import NumpyBloomError, OptionError
-from numpy_bloom.weights.budget import size_text
+from numpy_bloom.sizes import size_text
 from numpy_bloom.weights.folder import EMBEDDINGS, LM_HEAD, ArrayFile
 from numpy_bloom.weights.formats import BY_STORED_DTYPE, FORMATS
 from numpy_bloom.weights.safetensors_file import read_header

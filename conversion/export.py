@@ -17,7 +17,7 @@ from conversion.writer import FolderWriter
 from numpy_bloom.command import parser, path_argument, run_command
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.model.config import read_config
-from numpy_bloom.weights.budget import size_text
+from numpy_bloom.sizes import size_text
 from numpy_bloom.weights.dtypes import Stored, narrow
 from numpy_bloom.weights.folder import (
     LM_HEAD,

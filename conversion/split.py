@@ -13,7 +13,7 @@ from numpy_bloom.command import parser, path_argument, run_command
 from numpy_bloom.durable import sync_folder
 from numpy_bloom.errors import NumpyBloomError, OptionError, check_whole, told
 from numpy_bloom.model.config import read_config
-from numpy_bloom.weights.budget import size_text
+from numpy_bloom.sizes import size_text
 from numpy_bloom.weights.manifest import ARRAYS_SUFFIX, MANIFEST, read_manifest
 
 

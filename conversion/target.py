@@ -5,7 +5,7 @@ from pathlib import Path
 
 from numpy_bloom.durable import UNFINISHED, sync_folder
 from numpy_bloom.errors import NumpyBloomError
-from numpy_bloom.weights.budget import size_text
+from numpy_bloom.sizes import size_text
 from numpy_bloom.weights.manifest import MANIFEST
 
 PARTIAL, REPLACED = ".partial", ".replaced"

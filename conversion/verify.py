@@ -14,8 +14,8 @@ from numpy_bloom.command import parser, path_argument, run_command
 from numpy_bloom.durable import sha256
 from numpy_bloom.errors import NumpyBloomError, listing, shown
 from numpy_bloom.model.config import BloomConfig
+from numpy_bloom.sizes import size_text
 from numpy_bloom.weights.bounded import read_json
-from numpy_bloom.weights.budget import size_text
 from numpy_bloom.weights.folder import (
     FileArrays,
     listed_files,

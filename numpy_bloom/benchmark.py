@@ -7,8 +7,8 @@ from dataclasses import asdict
 from numpy_bloom.command import add_model_options, parser, rate, run_command
 from numpy_bloom.errors import check_whole
 from numpy_bloom.loading import load
+from numpy_bloom.sizes import size_text
 from numpy_bloom.speed import Measurements, measure
-from numpy_bloom.weights.budget import size_text
 
 
 def main() -> None:

@@ -18,8 +18,8 @@ from numpy_bloom.perplexity import (
 )
 from numpy_bloom.progress import reading, run_bar
 from numpy_bloom.running.runner import Runner
+from numpy_bloom.sizes import size_text
 from numpy_bloom.text_file import read_text
-from numpy_bloom.weights.budget import size_text
 
 
 def main() -> None:

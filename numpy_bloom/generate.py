@@ -21,7 +21,7 @@ from numpy_bloom.loading import load
 from numpy_bloom.progress import PassBar, reading
 from numpy_bloom.prompts import read_prompts
 from numpy_bloom.running.runner import Runner
-from numpy_bloom.weights.budget import size_text
+from numpy_bloom.sizes import size_text
 
 
 def main() -> None:

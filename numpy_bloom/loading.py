@@ -8,7 +8,8 @@ from numpy_bloom.errors import NumpyBloomError, check_whole
 from numpy_bloom.model.config import BloomConfig
 from numpy_bloom.running.model import Model
 from numpy_bloom.running.runner import Runner
-from numpy_bloom.weights.budget import default_memory, default_threads, parse_size
+from numpy_bloom.sizes import parse_size
+from numpy_bloom.weights.budget import default_memory, default_threads
 
 DEMO = Path(__file__).parent / "demo"
 """The small model that ships with the package."""

@@ -151,7 +151,7 @@ def score_windows(
 
 
 @dataclass(frozen=True)
-class Stats:
+class EvaluationStats:
     """What an evaluation took.
 
     Attributes:
@@ -196,7 +196,7 @@ class Evaluation:
     windows: int
     window: int
     stride: int
-    stats: Stats
+    stats: EvaluationStats
 
 
 def evaluate(model: Runner, text: Text, windows: Windows, together: int) -> Evaluation:
@@ -229,7 +229,7 @@ def evaluate(model: Runner, text: Text, windows: Windows, together: int) -> Eval
         windows=len(windows),
         window=windows.size,
         stride=windows.stride,
-        stats=Stats(
+        stats=EvaluationStats(
             passes=passes,
             seconds=seconds,
             tokens_per_second=scored / seconds,

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from tqdm import tqdm
 
 from numpy_bloom.running.runner import Runner
-from numpy_bloom.weights.budget import size_text
+from numpy_bloom.sizes import size_text
 
 SECONDS_BETWEEN = 0.1
 # Make sure of a line below, draw there, and come back: the text above is not touched (VT100).

@@ -10,6 +10,7 @@ import numpy as np
 from numpy_bloom.running.memory import Needs
 from numpy_bloom.text_model import TextModel
 from numpy_bloom.weights.rates import arithmetic_rate, disk_rate, memory_rate
+from numpy_bloom.weights.team import one_blas_thread
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def measure(bloom: TextModel, prompt_tokens: int, new_tokens: int) -> Measuremen
     model = bloom.whole_model
     store, stream = model.store, model.stream
     disk = disk_rate(stream.chunks)
-    with store.computing():
+    with one_blas_thread():
         memory = memory_rate(store.team, model.memory)
         arithmetic = arithmetic_rate(store.team)
 

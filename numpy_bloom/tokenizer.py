@@ -13,7 +13,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from numpy_bloom.errors import NumpyBloomError
-from numpy_bloom.weights.bounded import parse_json, read_bounded
+from numpy_bloom.weights.bounded import read_json_and_bytes
 
 TOKENIZER = "tokenizer.json"
 
@@ -22,9 +22,9 @@ MOST_BYTES = 32_000_000
 MOST_OUTSIDE = 1_000_000
 """Characters beside the vocabulary and its merges: added tokens, for the most part."""
 MOST_PARTS = 5
-"""In each room; any of them may double a text."""
+"""In each section; any of them may double a text."""
 
-ROOMS = {
+SECTIONS = {
     "normalizer": {"NFC", "NFD", "NFKC", "NFKD", "Lowercase"},
     "pre_tokenizer": {"Split", "ByteLevel", "Digits", "Punctuation", "Whitespace"},
     "post_processor": {"ByteLevel", "TemplateProcessing"},
@@ -58,13 +58,7 @@ def read_tokenizer(folder: Path, vocab_size: int) -> Tokenizer | None:
     path = folder / TOKENIZER
     if not path.exists() and not path.is_symlink():
         return None
-    try:
-        content = read_bounded(path, MOST_BYTES)
-        values = parse_json(content)
-    except (OSError, ValueError) as error:
-        raise NumpyBloomError(f"cannot read {path}: {error}") from error
-    if not isinstance(values, dict):
-        raise NumpyBloomError(f"{path} must hold a JSON object, not {type(values).__name__}")
+    values, content = read_json_and_bytes(path, MOST_BYTES)
     fault = next(_faults(values), None)
     if fault:
         raise NumpyBloomError(f"{path}: {fault}, which no tokenizer of a BLOOM needs; {WITHOUT}")
@@ -119,7 +113,7 @@ def _told(error: BaseException, what: str) -> BaseException:
 
 def _faults(values: dict[str, Any]) -> Iterator[str]:
     """What a parsed tokenizer.json has that it should not have."""
-    unknown = values.keys() - OTHERS - ROOMS.keys()
+    unknown = values.keys() - OTHERS - SECTIONS.keys()
     if unknown:
         yield f"it has the key {min(unknown)!r}"
     model = values.get("model")
@@ -139,14 +133,14 @@ def _faults(values: dict[str, Any]) -> Iterator[str]:
         yield "its vocabulary or its merges are malformed"
     elif not model["vocab"]:
         yield "its vocabulary is empty"
-    for room, known in ROOMS.items():
-        parts = list(_parts(values.get(room)))
+    for section, known in SECTIONS.items():
+        parts = list(_parts(values.get(section)))
         if len(parts) > MOST_PARTS:
-            yield f"its {room} has {len(parts)} parts"
+            yield f"its {section} has {len(parts)} parts"
         for part in parts:
             fault = _part_fault(part, known)
             if fault:
-                yield f"its {room} {fault}"
+                yield f"its {section} {fault}"
 
 
 def _plain(model: dict[str, Any]) -> bool:
@@ -165,7 +159,7 @@ def _plain(model: dict[str, Any]) -> bool:
 
 
 def _parts(value: object) -> Iterator[object]:
-    """The parts of a room, those of sequences one by one."""
+    """The parts of a section, those of sequences one by one."""
     if isinstance(value, dict) and value.get("type") == "Sequence":
         for inside in SEQUENCES:
             listed = value.get(inside, [])

@@ -97,7 +97,7 @@ def test_blas_has_one_thread_until_the_last_model_is_done(first_out: int) -> Non
     with ExitStack() as stack:
         workers = [stack.enter_context(ThreadPoolExecutor(1)) for _ in range(2)]
         models = [stack.enter_context(numpy_bloom.load()) for _ in range(2)]
-        guards = [model.model.store.computing() for model in models]
+        guards = [model.model.computing() for model in models]
         for worker, guard in zip(workers, guards, strict=True):
             worker.submit(guard.__enter__).result()
             assert set(blas_threads()) == {1}

@@ -18,7 +18,7 @@ from numpy_bloom.cluster.workers import LOOK_SECONDS, MOST_SECONDS, LostError, W
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.model.config import BloomConfig
 from numpy_bloom.model.forward import TokenIds
-from numpy_bloom.model.passes import Leg
+from numpy_bloom.running.model import Leg
 
 logger = logging.getLogger(__name__)
 

@@ -19,9 +19,9 @@ from numpy_bloom.cluster.workers import LostError
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.model.config import BloomConfig
 from numpy_bloom.model.forward import TokenIds
-from numpy_bloom.model.passes import Leg, Tap, no_tap
+from numpy_bloom.model.passes import Tap, no_tap
 from numpy_bloom.running.memory import Needs
-from numpy_bloom.running.model import last_rows
+from numpy_bloom.running.model import Leg, last_rows
 from numpy_bloom.running.room import OnWeights
 from numpy_bloom.weights.dtypes import Floats
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from numpy_bloom.errors import NumpyBloomError
-from numpy_bloom.weights.budget import size_text
+from numpy_bloom.sizes import size_text
 from numpy_bloom.weights.folder import EMBEDDINGS, block_file, head_files
 
 

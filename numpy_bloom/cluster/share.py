@@ -14,9 +14,8 @@ from numpy_bloom.cluster.workers import LostError
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.model.cache import Cache, KVCache
 from numpy_bloom.model.config import BloomConfig
-from numpy_bloom.model.passes import Leg
 from numpy_bloom.running.memory import Needs
-from numpy_bloom.running.model import Model
+from numpy_bloom.running.model import Leg, Model
 from numpy_bloom.weights.dtypes import Floats
 
 _here: "weakref.WeakValueDictionary[str, Share]" = weakref.WeakValueDictionary()

@@ -12,8 +12,7 @@ from distributed import get_worker
 
 from numpy_bloom.cluster.plan import Worker
 from numpy_bloom.model.config import BloomConfig
-from numpy_bloom.model.passes import Leg
-from numpy_bloom.running.model import Model
+from numpy_bloom.running.model import Leg, Model
 from numpy_bloom.weights.budget import default_memory
 from numpy_bloom.weights.folder import block_file
 

@@ -8,11 +8,10 @@ from collections.abc import Iterable
 import numpy as np
 
 from numpy_bloom.generation.continuation import Continuation, PassStats, Token
-from numpy_bloom.model.cache import SequenceCache
 from numpy_bloom.model.passes import Tap, no_tap
 from numpy_bloom.running.memory import Needs
 from numpy_bloom.running.model import check_finite
-from numpy_bloom.running.runner import Runner
+from numpy_bloom.running.runner import Runner, SequenceCache
 
 PASS_TOKENS = 512
 """A pass takes in no further prompt once it has so many tokens."""
@@ -76,11 +75,7 @@ class Batch:
             for cache, length in zip(caches, lengths, strict=True):
                 cache.length = min(cache.length, length)
             raise
-        took = PassStats(
-            time.perf_counter() - start,
-            self._model.bytes_read - read,
-            self._model.bytes_pinned,
-        )
+        took = PassStats.since(start, read, self._model)
         for text in active:
             text.passes.append(took)
         for text in active:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from numpy_bloom.generation.drafts import common_prefix
-from numpy_bloom.model.cache import SequenceCache
+from numpy_bloom.running.runner import SequenceCache
 
 
 @dataclass(eq=False)

@@ -240,10 +240,4 @@ class BeamSearch(Generation):
         for one, text in zip(caches, texts, strict=True):
             one.text = text
         self._beams = beams
-        self._continuation.passes.append(
-            PassStats(
-                time.perf_counter() - start,
-                self._model.bytes_read - read,
-                self._model.bytes_pinned,
-            )
-        )
+        self._continuation.passes.append(PassStats.since(start, read, self._model))

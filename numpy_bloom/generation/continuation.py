@@ -1,5 +1,6 @@
 """One text that is being continued: what it feeds to a pass, and what it makes of the logits."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,8 +18,8 @@ from numpy_bloom.generation.sampling import (
     verify,
 )
 from numpy_bloom.generation.text import TextStream
-from numpy_bloom.model.cache import SequenceCache
 from numpy_bloom.model.forward import TokenIds
+from numpy_bloom.running.runner import Runner, SequenceCache
 from numpy_bloom.weights.dtypes import Floats
 
 
@@ -45,6 +46,17 @@ class PassStats:
     seconds: float
     bytes_read: int
     bytes_pinned: int
+
+    @classmethod
+    def since(cls, start: float, bytes_read: int, model: Runner) -> "PassStats":
+        """Of a pass that is over.
+
+        Args:
+            start: when it began, by `time.perf_counter`.
+            bytes_read: `model.bytes_read` at that time.
+        """
+        seconds = time.perf_counter() - start
+        return cls(seconds, model.bytes_read - bytes_read, model.bytes_pinned)
 
 
 class _Said(NamedTuple):

@@ -12,10 +12,9 @@ from numpy_bloom.generation.sampling import (
     likeliest,
     next_token_distribution,
 )
-from numpy_bloom.model.cache import SequenceCache
 from numpy_bloom.running.memory import Needs
-from numpy_bloom.running.runner import Runner
-from numpy_bloom.weights.budget import size_text
+from numpy_bloom.running.runner import Runner, SequenceCache
+from numpy_bloom.sizes import size_text
 from numpy_bloom.weights.dtypes import Floats
 
 PROMPT_LOOKUP = "prompt-lookup"

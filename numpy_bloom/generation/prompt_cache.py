@@ -14,8 +14,8 @@ from numpy_bloom.generation.prompt_cache_file import PromptCacheFile
 from numpy_bloom.generation.prompt_cache_layout import DamagedError
 from numpy_bloom.generation.sampling import random_seed
 from numpy_bloom.generation.text import stop_texts
-from numpy_bloom.model.cache import SequenceCache
 from numpy_bloom.model.config import BloomConfig
+from numpy_bloom.running.runner import SequenceCache
 
 Fingerprint = dict[str, Any]
 """What tells models apart, see `fingerprint`."""

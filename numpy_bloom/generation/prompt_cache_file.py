@@ -29,7 +29,7 @@ from numpy_bloom.generation.prompt_cache_layout import (
     read_header,
     read_whole,
 )
-from numpy_bloom.model.cache import SequenceCache
+from numpy_bloom.running.runner import SequenceCache
 
 READ_BYTES = 4096 * RECORD.size
 """Records are read so many bytes at a time."""

@@ -39,7 +39,7 @@ def attention(x: Floats, w: parameters.Attention, p: Pass) -> Floats:
 
         z[part.rows] = attend(q[part.rows], part, tap)
 
-    p.for_each(p.append(k, v), attend_part)
+    p.for_each(p.append_and_slice(k, v), attend_part)
     z = p.tap("attn.z", z)
     return p.tap("attn_out", affine(z.reshape(tokens, hidden), w.dense))  # (T, H)
 

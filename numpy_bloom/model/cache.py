@@ -1,6 +1,6 @@
 """The key-value cache: what attention keeps of earlier tokens."""
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -102,32 +102,6 @@ class KVCache:
         """Begin with the first tokens of another sequence, the first `known` of which are in."""
         self._arrays[:, :, :, known:tokens] = other._arrays[:, :, :, known:tokens]
         self.length = tokens
-
-
-class SequenceCache(Protocol):
-    """What the text of a sequence asks of its cache, wherever the keys and values lie.
-
-    Attributes:
-        capacity: tokens that fit.
-        length: tokens that are in; set back, it forgets those after it.
-    """
-
-    capacity: int
-    length: int
-
-    @property
-    def token_shape(self) -> tuple[int, ...]:
-        """Shape of what is kept of one token: (L, 2, N, D)."""
-
-    def token(self, place: int) -> Floats:
-        """Keys and values of one token in every block, (L, 2, N, D), in one piece."""
-
-    def put(self, place: int, keys_values: Floats) -> None:
-        """Put back what `token` gave. `length` does not move."""
-
-    def copy_prefix(self, other: Any, tokens: int, known: int = 0) -> None:
-        """Begin with the first tokens of another sequence of the same model, the first `known` of
-        which are in."""
 
 
 class OnePassCache:

@@ -21,7 +21,7 @@ from numpy_bloom.weights.linear import Multiply, for_each_tile, linear, lookup
 TokenIds = npt.NDArray[np.int64]
 
 
-def embed(ids: TokenIds, w: parameters.Bloom, p: Pass) -> Floats:
+def embed(ids: TokenIds, w: parameters.Parameters, p: Pass) -> Floats:
     """Look up each token's row of the word embeddings and normalize it.
 
     Args:
@@ -36,7 +36,7 @@ def embed(ids: TokenIds, w: parameters.Bloom, p: Pass) -> Floats:
     return layer_norm(x, *w.word_embeddings_layernorm, p.config.layer_norm_epsilon)
 
 
-def run_blocks(x: Floats, blocks: range, w: parameters.Bloom, p: Pass) -> Floats:
+def run_blocks(x: Floats, blocks: range, w: parameters.Parameters, p: Pass) -> Floats:
     """Run the residual stream through consecutive blocks; the caches grow by its tokens.
 
     Args:
@@ -53,7 +53,7 @@ def run_blocks(x: Floats, blocks: range, w: parameters.Bloom, p: Pass) -> Floats
     return x
 
 
-def unembed(x: Floats, w: parameters.Bloom, p: Pass) -> Floats:
+def unembed(x: Floats, w: parameters.Parameters, p: Pass) -> Floats:
     """Normalize rows of the last block's output and compare them with every word embedding.
 
     Args:
@@ -67,7 +67,7 @@ def unembed(x: Floats, w: parameters.Bloom, p: Pass) -> Floats:
     return p.tap("logits", linear(_final_norm(x, w, p), w.lm_head))  # (T, V)
 
 
-def log_probabilities(x: Floats, targets: TokenIds, w: parameters.Bloom, p: Pass) -> Floats:
+def log_probabilities(x: Floats, targets: TokenIds, w: parameters.Parameters, p: Pass) -> Floats:
     """The logarithm of the softmax of each row's logits at one token, without (T, V) logits.
 
     log p(target) = logit(target) - log Σ exp(logit). The sum is taken tile by tile of the
@@ -99,7 +99,7 @@ def log_probabilities(x: Floats, targets: TokenIds, w: parameters.Bloom, p: Pass
     return (chosen - total).astype(np.float32)
 
 
-def _final_norm(x: Floats, w: parameters.Bloom, p: Pass) -> Floats:
+def _final_norm(x: Floats, w: parameters.Parameters, p: Pass) -> Floats:
     """(T, H)."""
     return p.tap("ln_final.normalized", layer_norm(x, *w.ln_f, p.config.layer_norm_epsilon))
 

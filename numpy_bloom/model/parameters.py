@@ -64,7 +64,7 @@ class Head(NamedTuple):
     lm_head: Matrix  # (V, H)
 
 
-class Bloom(NamedTuple):
+class Parameters(NamedTuple):
     """The whole model, or a range of its blocks, without what lies before or behind them."""
 
     blocks: tuple[Block, ...]
@@ -98,7 +98,7 @@ class Bloom(NamedTuple):
         return self.head
 
 
-def bloom_parameters(store: WeightStore, blocks: range) -> Bloom:
+def bloom_parameters(store: WeightStore, blocks: range) -> Parameters:
     """Build the tree over an opened folder; vectors are read now, matrices when they are used.
 
     Args:
@@ -130,4 +130,4 @@ def bloom_parameters(store: WeightStore, blocks: range) -> Bloom:
         name = "lm_head" if store.folder.head == LM_HEAD else "word_embeddings"
         matrix = store.matrix(store.folder.head, f"{name}.weight")
         head = Head(layer_norm(FINAL_LAYERNORM, "ln_f"), matrix)
-    return Bloom(tuple(block(block_file(i)) for i in blocks), embedding, head)
+    return Parameters(tuple(block(block_file(i)) for i in blocks), embedding, head)

@@ -4,9 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
 from numpy_bloom.model.alibi import alibi_bias, alibi_slopes, causal_mask
 from numpy_bloom.model.cache import Cache
 from numpy_bloom.model.config import BloomConfig
@@ -23,7 +20,7 @@ of (`ln_final.normalized` and `logits` come with all T, but hold only those that
 vocabulary); the model goes on with what it returns, and may overwrite it: copy what you keep. Names
 follow TransformerLens, without its "hook_": `blocks.3.attn.pattern`."""
 
-Part = TypeVar("Part")
+Item = TypeVar("Item")
 
 
 def no_tap(_name: str, array: Floats, _rows: slice) -> Floats:
@@ -106,11 +103,11 @@ class Pass:
         prefix = "" if self.block is None else f"blocks.{self.block}."
         return self.onlooker(prefix + name, array, rows or slice(0, sum(self.lengths)))
 
-    def append(self, k: Floats, v: Floats) -> list[Visible]:
+    def append_and_slice(self, k: Floats, v: Floats) -> list[Visible]:
         """Store the keys and values (T, N, D) of this pass's tokens in their sequences' caches.
 
         Returns:
-            The tokens in slices, none of which is of two sequences.
+            The tokens in slices, none of which is of two sequences, with what each may see.
         """
         assert self.block is not None
         parts = []
@@ -132,31 +129,13 @@ class Pass:
         for length, cache in zip(self.lengths, self.caches, strict=True):
             cache.advance(length)
 
-    def for_each(self, parts: Sequence[Part], work: Callable[[Part], object]) -> None:
+    def for_each(self, parts: Sequence[Item], work: Callable[[Item], object]) -> None:
         """Work on every part: in order if somebody looks on, else on all cores at once."""
         if self.onlooker is no_tap and len(parts) > 1:
             self.team.run(work, iter(parts))
         else:
             for part in parts:
                 work(part)
-
-
-class Leg(NamedTuple):
-    """What of a pass a model does that holds a range of the blocks; all of it, if it holds all.
-
-    Attributes:
-        lengths: how many of the T tokens belong to each sequence.
-        embeds: whether it begins with token ids.
-        rows: those of the T tokens that are wanted at the end; None: all.
-        unembeds: whether logits of them are wanted.
-        targets: the tokens of which log-probabilities are wanted instead, one for each row.
-    """
-
-    lengths: Sequence[int]
-    embeds: bool = False
-    rows: npt.NDArray[np.int64] | None = None
-    unembeds: bool = False
-    targets: npt.NDArray[np.int64] | None = None
 
 
 def token_slices(tokens: int) -> list[slice]:

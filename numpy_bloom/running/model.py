@@ -4,7 +4,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +19,31 @@ from numpy_bloom.model.forward import (
     run_blocks,
     unembed,
 )
-from numpy_bloom.model.passes import Leg, Pass, Tap, no_tap
+from numpy_bloom.model.passes import Pass, Tap, no_tap
 from numpy_bloom.running.room import Room
 from numpy_bloom.weights.dtypes import Floats
 from numpy_bloom.weights.folder import Folder
 from numpy_bloom.weights.manifest import see_verify
 from numpy_bloom.weights.store import WeightStore
+from numpy_bloom.weights.team import one_blas_thread
+
+
+class Leg(NamedTuple):
+    """What of a pass a model does that holds a range of the blocks; all of it, if it holds all.
+
+    Attributes:
+        lengths: how many of the T tokens belong to each sequence.
+        embeds: whether it begins with token ids.
+        rows: those of the T tokens that are wanted at the end; None: all.
+        unembeds: whether logits of them are wanted.
+        targets: the tokens of which log-probabilities are wanted instead, one for each row.
+    """
+
+    lengths: Sequence[int]
+    embeds: bool = False
+    rows: npt.NDArray[np.int64] | None = None
+    unembeds: bool = False
+    targets: npt.NDArray[np.int64] | None = None
 
 
 class Model(Room):
@@ -163,7 +182,7 @@ class Model(Room):
         # What damaged weights bring about is seen in the logits, not in warnings on the way.
         with (
             self.alone(),
-            self.store.computing(),
+            one_blas_thread(),
             np.errstate(invalid="ignore", over="ignore"),
         ):
             try:

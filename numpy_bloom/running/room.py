@@ -1,6 +1,5 @@
 """The memory that a model's weights and all its runs share."""
 
-import math
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +10,7 @@ from numpy_bloom.model.cache import Cache, KVCache, OnePassCache
 from numpy_bloom.model.config import BloomConfig
 from numpy_bloom.model.parameters import bloom_parameters
 from numpy_bloom.running.memory import Needs, Resident, logit_bytes, pass_bytes, score_bytes
-from numpy_bloom.weights.budget import size_text
+from numpy_bloom.sizes import megabytes_text, size_text
 from numpy_bloom.weights.store import WeightStore
 
 OnWeights = Callable[[str, int], None]
@@ -198,7 +197,7 @@ class Room:
             f"{size_text(self.bytes_pinned)} of weights in memory, {size_text(per_pass)} read "
             f"from disk in each pass, at {size_text(rate)}/s: about {per_pass / rate:.2g} s a "
             f"token; each GB of memory more would save {1e9 / rate:.2g} s, and with "
-            f"{_megabytes(self.memory_for_all)} nothing would be read"
+            f"{megabytes_text(self.memory_for_all)} nothing would be read"
         )
 
     def turn(self, memory: int) -> None:
@@ -268,16 +267,11 @@ class Room:
         if self.memory < least:
             held = sum(cache.capacity for cache in self._live()) + cache_tokens
             raise NumpyBloomError(
-                f"this run needs at least {_megabytes(least)} of memory, "
-                f"{_megabytes(self.memory)} may be used: keys and values of {held} tokens take "
-                f"{_megabytes(self._cache_bytes(held))}, activations "
-                f"{_megabytes(working)}; give more memory, or fewer tokens"
+                f"this run needs at least {megabytes_text(least)} of memory, "
+                f"{megabytes_text(self.memory)} may be used: keys and values of {held} tokens take "
+                f"{megabytes_text(self._cache_bytes(held))}, activations "
+                f"{megabytes_text(working)}; give more memory, or fewer tokens"
             )
         self.memory_for_all = needed + stream.nbytes
         streamed = self.memory_for_all > self.memory
         self.store.pin(self.memory - needed - (stream.buffer_bytes if streamed else 0))
-
-
-def _megabytes(nbytes: int) -> str:
-    """Rounded up, so that what is called enough is enough."""
-    return f"{math.ceil(nbytes / 1e5) / 10:,.1f} MB"

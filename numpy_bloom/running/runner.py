@@ -3,13 +3,38 @@
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from numpy_bloom.model.cache import SequenceCache
 from numpy_bloom.model.config import BloomConfig
 from numpy_bloom.model.forward import TokenIds
 from numpy_bloom.model.passes import Tap, no_tap
 from numpy_bloom.running.memory import Needs
 from numpy_bloom.running.room import OnWeights
 from numpy_bloom.weights.dtypes import Floats
+
+
+class SequenceCache(Protocol):
+    """What the text of a sequence asks of its cache, wherever the keys and values lie.
+
+    Attributes:
+        capacity: tokens that fit.
+        length: tokens that are in; set back, it forgets those after it.
+    """
+
+    capacity: int
+    length: int
+
+    @property
+    def token_shape(self) -> tuple[int, ...]:
+        """Shape of what is kept of one token: (L, 2, N, D)."""
+
+    def token(self, place: int) -> Floats:
+        """Keys and values of one token in every block, (L, 2, N, D), in one piece."""
+
+    def put(self, place: int, keys_values: Floats) -> None:
+        """Put back what `token` gave. `length` does not move."""
+
+    def copy_prefix(self, other: Any, tokens: int, known: int = 0) -> None:
+        """Begin with the first tokens of another sequence of the same model, the first `known` of
+        which are in."""
 
 
 class Runner(Protocol):

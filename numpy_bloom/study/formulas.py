@@ -92,7 +92,7 @@ class _Formulas:
         if name in OUTSIDE:
             return OUTSIDE[name](self)
         block = _Block(self, int(name.split(".")[1]))
-        return IN_BLOCK[local_name(name)](block)
+        return BLOCK_FORMULAS[local_name(name)](block)
 
     def norm(self, x: Floats, w: parameters.LayerNorm) -> Floats:
         return layer_norm(x, *w, self.config.layer_norm_epsilon)
@@ -208,7 +208,7 @@ OUTSIDE: dict[str, Callable[[_Formulas], Floats]] = {
     "ln_final.normalized": _Formulas.final_norm,
     "logits": lambda f: f.multiply(f.stages["ln_final.normalized"], f.w.lm_head),
 }
-IN_BLOCK: dict[str, Callable[[_Block], Floats]] = {
+BLOCK_FORMULAS: dict[str, Callable[[_Block], Floats]] = {
     "resid_pre": _Block.resid_pre,
     "ln1.normalized": lambda b: b.norm(b["resid_pre"], b.w.input_layernorm),
     "attn.q": lambda b: b.fused(0),

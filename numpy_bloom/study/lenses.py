@@ -156,10 +156,10 @@ def attributions(
     outside = [position for position in at if not -tokens <= position < tokens]
     if outside:
         raise NumpyBloomError(f"position {outside[0]} is not among the {tokens} of the trace")
-    if len(_stage(trace, "logits")) < tokens:
+    if len(trace.stage("logits")) < tokens:
         raise NumpyBloomError("the trace has logits of its last position only; use Bloom.trace")
-    last = _stage(trace, f"blocks.{config.num_hidden_layers - 1}.resid_post")[at]
-    logits = _stage(trace, "logits")[at]
+    last = trace.stage(f"blocks.{config.num_hidden_layers - 1}.resid_post")[at]
+    logits = trace.stage("logits")[at]
     chosen = logits.argmax(axis=-1) if token_ids is None else token_id_array(token_ids, config)
     deviation = np.sqrt(last.var(axis=-1, dtype=np.float64) + config.layer_norm_epsilon)
     heads, biases, mlps = [], [], []
@@ -169,13 +169,13 @@ def attributions(
         # The same as centring what is multiplied by it.
         direction -= direction.mean(axis=-1, keepdims=True)
         for i, block in enumerate(w.blocks):
-            z = _stage(trace, f"blocks.{i}.attn.z")[at]  # (P, N, D)
+            z = trace.stage(f"blocks.{i}.attn.z")[at]  # (P, N, D)
             dense = block.self_attention.dense
             through = _multiply_back(direction, dense.weight).reshape(z.shape)
             heads.append((z * through).sum(axis=-1))  # (P, N)
             biases.append(direction @ dense.bias)
-            mlps.append((_stage(trace, f"blocks.{i}.mlp_out")[at] * direction).sum(axis=-1))
-    embeddings = (_stage(trace, "blocks.0.resid_pre")[at] * direction).sum(axis=-1)
+            mlps.append((trace.stage(f"blocks.{i}.mlp_out")[at] * direction).sum(axis=-1))
+    embeddings = (trace.stage("blocks.0.resid_pre")[at] * direction).sum(axis=-1)
     by_block = (np.stack(part, axis=1) for part in (heads, biases, mlps))  # (P, L, ...)
     final = rows @ w.ln_f.bias
     return [
@@ -202,10 +202,4 @@ def residual_stream(trace: Trace) -> list[Floats]:
     """
     blocks = range(trace.model.config.num_hidden_layers)
     names = ["blocks.0.resid_pre", *(f"blocks.{i}.resid_post" for i in blocks)]
-    return [_stage(trace, name) for name in names]
-
-
-def _stage(trace: Trace, name: str) -> Floats:
-    if name not in trace:
-        raise NumpyBloomError(f"the trace lacks {name}; trace it as well")
-    return trace[name]
+    return [trace.stage(name) for name in names]

@@ -50,6 +50,16 @@ class Trace(Mapping[str, Floats]):
     def __len__(self) -> int:
         return len(self._arrays)
 
+    def stage(self, name: str) -> Floats:
+        """The same as `trace[name]`, for whoever cannot do without it.
+
+        Raises:
+            NumpyBloomError: it was not traced.
+        """
+        if name not in self:
+            raise NumpyBloomError(f"the trace lacks {name}; trace it as well")
+        return self[name]
+
     @property
     def past(self) -> int:
         """Tokens of the text before this pass."""

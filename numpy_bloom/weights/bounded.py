@@ -56,20 +56,26 @@ def read_bounded(path: Path, most: int) -> bytes:
         return file.read(size)
 
 
-def read_json(path: Path, most_bytes: int = MOST_JSON_BYTES) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """A JSON file that must hold an object.
 
     Raises:
         NumpyBloomError: the file is missing, unreadable, too large, no JSON (an object has a key
             twice, say), too deep, or no object.
     """
+    return read_json_and_bytes(path, MOST_JSON_BYTES)[0]
+
+
+def read_json_and_bytes(path: Path, most: int) -> tuple[dict[str, Any], bytes]:
+    """The same of a file of at most so many bytes, and these."""
     try:
-        value = parse_json(read_bounded(path, most_bytes))
+        content = read_bounded(path, most)
+        value = parse_json(content)
     except (OSError, ValueError) as error:
         raise NumpyBloomError(f"cannot read {path}: {error}") from error
     if not isinstance(value, dict):
         raise NumpyBloomError(f"{path} must hold a JSON object, not {type(value).__name__}")
-    return value
+    return value, content
 
 
 def parse_json(content: bytes) -> Any:

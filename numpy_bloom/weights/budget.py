@@ -1,51 +1,17 @@
 """How much memory and how many cores this process may use."""
 
 import os
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from numpy_bloom.errors import OptionError
-
 PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")
 
 KEPT_BYTES = 8 << 20
 """Arrays below this size are made of memory that was used before; twice as much may lie free."""
-
-UNITS = {
-    "B": 1,
-    "KB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-    "TB": 10**12,
-    "KIB": 2**10,
-    "MIB": 2**20,
-    "GIB": 2**30,
-    "TIB": 2**40,
-}
-
-
-def parse_size(size: str | int) -> int:
-    """Bytes of a size such as `400MB`, `2.5 GiB` or a plain number of bytes.
-
-    Raises:
-        OptionError: it is none, not positive, or beyond all memory.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?i?B)?\s*", str(size), re.IGNORECASE)
-    nbytes = float(match[1]) * UNITS[(match[2] or "B").upper()] if match else 0
-    if not 1 <= nbytes < 1 << 63:
-        raise OptionError(f"memory is {size!r}; expected a size such as 400MB, 3GB or 2GiB")
-    return int(nbytes)
-
-
-def size_text(nbytes: float) -> str:
-    """A size for people: `352 GB`, `5.89 MB`, `0 B`."""
-    unit = next((one for one in ("B", "KB", "MB", "GB") if nbytes < 999.5 * UNITS[one]), "TB")
-    return f"{nbytes / UNITS[unit]:.3g} {unit}"
 
 
 def default_memory() -> int:

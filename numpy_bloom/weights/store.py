@@ -2,7 +2,6 @@
 
 import sys
 from collections import Counter
-from contextlib import AbstractContextManager
 from dataclasses import replace
 
 from numpy_bloom.weights.budget import keep_freed_memory
@@ -10,12 +9,12 @@ from numpy_bloom.weights.dtypes import Floats, widen
 from numpy_bloom.weights.files import DirectFiles
 from numpy_bloom.weights.folder import EMBEDDINGS, LM_HEAD, Folder
 from numpy_bloom.weights.formats import Format
-from numpy_bloom.weights.matrix import ChunksInUse, Matrix, Part, bytes_of
+from numpy_bloom.weights.matrix import ChunksInUse, Matrix, Piece, bytes_of
 from numpy_bloom.weights.processes import PROCESS_BYTES, Processes, exchange_bytes
 from numpy_bloom.weights.safetensors_file import StoredArray
 from numpy_bloom.weights.stored_matrix import StoredMatrix, read_small
 from numpy_bloom.weights.stream import Chunk, Stream
-from numpy_bloom.weights.team import Team, one_blas_thread
+from numpy_bloom.weights.team import Team
 
 CHUNK_BYTES = (16 << 20) + (1 << 18)
 """Most that is read at once (or one tile, if that is larger). Disks want large reads: matrices that
@@ -114,10 +113,6 @@ class WeightStore:
         if self._processes is not None:
             self._processes.wait()
 
-    def computing(self) -> AbstractContextManager[None]:
-        """Within it BLAS uses one thread, so that the team's threads do not get in its way."""
-        return one_blas_thread()
-
     def pin(self, nbytes: int) -> None:
         """Hold as many weights in memory as fit into `nbytes`, see `Stream.pin`.
 
@@ -154,7 +149,7 @@ def _pass_order(folder: Folder) -> list[StoredMatrix]:
     return [matrix for file in files + heads for matrix in folder.matrices[file].values()]
 
 
-def _parts(array: StoredArray, format: Format, chunks: list[Chunk]) -> list[Part]:
+def _parts(array: StoredArray, format: Format, chunks: list[Chunk]) -> list[Piece]:
     """A matrix's rows in parts of whole tiles that can be read at once; the chunks grow by them."""
     rows, columns = format.shape
     step = max(1, CHUNK_BYTES // format.nbytes(format.tile_rows, columns)) * format.tile_rows
@@ -162,7 +157,7 @@ def _parts(array: StoredArray, format: Format, chunks: list[Chunk]) -> list[Part
     for start in range(0, rows, step):
         part, before = range(start, min(start + step, rows)), len(chunks)
         _extend(chunks, bytes_of(array, format, part))
-        parts.append(Part(len(chunks) - 1, part, len(chunks) > before))
+        parts.append(Piece(len(chunks) - 1, part, len(chunks) > before))
     return parts
 
 

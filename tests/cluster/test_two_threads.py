@@ -12,8 +12,8 @@ from support.dials import in_many_pieces
 
 from numpy_bloom.cluster.share import Share, Travelling
 from numpy_bloom.model.config import read_config
-from numpy_bloom.model.passes import Leg
 from numpy_bloom.running.memory import Needs
+from numpy_bloom.running.model import Leg
 
 IDS = np.array([5, 6, 7, 8], dtype=np.int64)
 LEG = Leg([len(IDS)], embeds=True, rows=np.array([3]), unembeds=True)

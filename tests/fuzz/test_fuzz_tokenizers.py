@@ -14,7 +14,7 @@ from sandbox import run
 from support.checkpoints import byte_tokenizer
 
 from numpy_bloom.generation.text import TextStream
-from numpy_bloom.tokenizer import EXPRESSIONS, ROOMS, SEQUENCES, encode, read_tokenizer
+from numpy_bloom.tokenizer import EXPRESSIONS, SECTIONS, SEQUENCES, encode, read_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
@@ -26,11 +26,11 @@ SETTINGS = ["invert", "individual_digits", "add_prefix_space", "trim_offsets", "
 
 
 @st.composite
-def allowed_parts(draw: st.DrawFn, room: str, inside: str) -> dict[str, Any]:
+def allowed_parts(draw: st.DrawFn, section: str, inside: str) -> dict[str, Any]:
     """A sequence of parts that a tokenizer may have, their settings drawn."""
     parts: list[dict[str, Any]] = []
     for _ in range(draw(st.integers(0, 5))):
-        part: dict[str, Any] = {"type": draw(st.sampled_from(sorted(ROOMS[room])))}
+        part: dict[str, Any] = {"type": draw(st.sampled_from(sorted(SECTIONS[section])))}
         if part["type"] == "Split":
             text = {"String": draw(st.text(max_size=3))}
             expression = {"Regex": draw(st.sampled_from(EXPRESSIONS[1:]))}
@@ -65,7 +65,10 @@ SPELLED_TWICE = {
 @example(rooms=SPELLED_TWICE, added=[], text="\U00010000")
 @given(
     rooms=st.fixed_dictionaries(
-        {room: allowed_parts(room, inside) for room, inside in zip(ROOMS, SEQUENCES, strict=True)}
+        {
+            section: allowed_parts(section, inside)
+            for section, inside in zip(SECTIONS, SEQUENCES, strict=True)
+        }
     ),
     added=st.lists(ADDED, max_size=3),
     text=st.text(max_size=50),

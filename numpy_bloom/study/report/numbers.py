@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.model.primitives import log_softmax
 from numpy_bloom.study.cost import costs
 from numpy_bloom.study.lenses import attributions, logit_lens
@@ -61,7 +60,7 @@ def _norms(trace: Trace) -> Array:
     norms = np.empty((blocks, len(NORMED), tokens), dtype=np.float32)
     for i in range(blocks):
         for j, stage in enumerate(NORMED):
-            rows = _stage(trace, f"blocks.{i}.{stage.name}").reshape(tokens, -1)
+            rows = trace.stage(f"blocks.{i}.{stage.name}").reshape(tokens, -1)
             norms[i, j] = np.sqrt(np.square(rows, dtype=np.float64).sum(axis=-1))
     return norms
 
@@ -75,7 +74,7 @@ def patterns(trace: Trace) -> Iterator[Array]:
     """
     rows, columns = np.tril_indices(len(trace.token_ids))
     for i in range(trace.model.config.num_hidden_layers):
-        pattern = _stage(trace, f"blocks.{i}.attn.pattern")
+        pattern = trace.stage(f"blocks.{i}.attn.pattern")
         steps = np.empty((len(pattern), len(rows)), dtype=np.uint16)
         for head, shares in enumerate(pattern):
             steps[head] = np.rint(shares[rows, columns] * np.float64(PATTERN_STEPS))
@@ -102,9 +101,3 @@ def _attribution_arrays(trace: Trace) -> dict[str, Array]:
 def bill_rows(trace: Trace) -> list[dict[str, Any]]:
     """The bill, a row for each block and the head."""
     return [cost._asdict() for cost in costs(trace)]
-
-
-def _stage(trace: Trace, name: str) -> Floats:
-    if name not in trace:
-        raise NumpyBloomError(f"the trace lacks {name}, which the report shows; trace it as well")
-    return trace[name]
