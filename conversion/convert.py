@@ -11,7 +11,14 @@ from conversion.hub import HUB_NAME, HubSource
 from conversion.plan import Plan, make_plan
 from conversion.repair import Repair
 from conversion.source import COPIED, LocalSource, Source
-from conversion.target import beside, check_apart, check_replaceable, check_space, free_bytes
+from conversion.target import (
+    beside,
+    check_apart,
+    check_removable,
+    check_replaceable,
+    check_space,
+    free_bytes,
+)
 from conversion.writer import FolderWriter
 from numpy_bloom.errors import NumpyBloomError, OptionError
 from numpy_bloom.sizes import size_text
@@ -80,6 +87,8 @@ def convert(
                 f"{target} is to be repaired, which takes a part of {source} only: "
                 "do without --delete-source"
             )
+        if overwrite:
+            check_removable(target)
         checkpoint = Checkpoint(origin)
         _convert(checkpoint, origin, dtype, head_dtype, writer, tell, repair)
     if origin.drops:

@@ -22,6 +22,19 @@ def check_replaceable(target: Path) -> None:
         raise NumpyBloomError(f"{target} exists and is no converted model; choose another target")
 
 
+def check_removable(target: Path) -> None:
+    """See that a folder, if there is one, holds nothing but what conversions leave.
+
+    Raises:
+        NumpyBloomError: it does.
+    """
+    if target.exists() and (foreign := _foreign(target)):
+        raise NumpyBloomError(
+            f"{target} holds {foreign[0]}, which no conversion left; move it, or choose another "
+            "target"
+        )
+
+
 def check_space(nbytes: int, folder: Path, way_out: str) -> None:
     """See that so many bytes more fit the disk of a folder.
 
@@ -110,16 +123,22 @@ def check_ours(folder: Path, journal: Path) -> None:
     Raises:
         NumpyBloomError: it is not.
     """
-    files = list(folder.iterdir()) if folder.exists() else []
-    suffixes = (".safetensors", ".json")
-    foreign = [
-        file.name
-        for file in files
-        if not file.is_file() or not file.name.removesuffix(UNFINISHED).endswith(suffixes)
-    ]
+    files = any(folder.iterdir()) if folder.exists() else False
+    foreign = _foreign(folder) if files else []
     if folder.is_symlink() or foreign or (files and not journal.is_file()):
         holds = f" and holds {foreign[0]}" if foreign else ""
         raise NumpyBloomError(
             f"{folder} is in the way{holds}; no conversion left it: move it, or choose another "
             "target"
         )
+
+
+def _foreign(folder: Path) -> list[str]:
+    """Names of what is in a folder and cannot be of a conversion."""
+    suffixes = (".safetensors", ".json")
+    return [
+        file.name
+        for file in folder.iterdir()
+        if not (file.is_file() or file.is_symlink())
+        or not file.name.removesuffix(UNFINISHED).endswith(suffixes)
+    ]

@@ -21,6 +21,22 @@ from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.weights.manifest import read_manifest
 
 
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_is_in_a_model_is_not_removed(tmp_path: Path, kind: str) -> None:
+    """Somebody's own is found before any work, and only where all of the folder would go."""
+    source, target = Checkpoint().write(tmp_path / "source"), tmp_path / "model"
+    convert(source, target)
+    notes = target / "notes.txt"
+    notes.write_text("mine") if kind == "file" else notes.mkdir()
+    refused(
+        source, f"{target} holds notes.txt, which no conversion left; m", target, overwrite=True
+    )
+    assert {path.name for path in tmp_path.iterdir()} == {"source", "model"}
+    (target / "block_000.safetensors").unlink()
+    convert(source, target)  # a repair
+    assert notes.exists()
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("kind", ["folder", "empty folder", "file", "source"])
 def test_what_is_no_model_is_never_touched(tmp_path: Path, kind: str, overwrite: bool) -> None:

@@ -95,8 +95,8 @@ class Batch:
         while self._waiting:
             text = self._waiting[0]
             text.end()  # it holds something if Ctrl-C came while it joined
-            if text.source is not None and text.source.length == 0:
-                return  # in the next pass it has the prompt
+            if text.source is not None and text.source.length < text.known_tokens:
+                return  # in the next pass it has them
             if self._active and tokens >= PASS_TOKENS:
                 return
             ids = len(text.prompt_token_ids) + len(text.token_ids)

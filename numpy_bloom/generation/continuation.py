@@ -76,7 +76,8 @@ class Continuation:
         text: makes text of the new tokens.
         seed: the draw at each place of the text depends on these numbers and that place alone.
         drafter: guesses; none by default.
-        sources: others of the same prompt that come before it, whose keys and values it can take.
+        twin: the one before it of the same prompt. It can take keys and values of that one, or of
+            that one's twin, and so on.
         prompt_cache: its file, if it is to have one. The tokens in it are `ready` at once.
 
     Attributes:
@@ -96,7 +97,7 @@ class Continuation:
         text: TextStream,
         seed: Sequence[int],
         drafter: Drafter | None = None,
-        sources: "Sequence[Continuation]" = (),
+        twin: "Continuation | None" = None,
         prompt_cache: PromptCache | None = None,
     ) -> None:
         self.prompt_token_ids = prompt_token_ids
@@ -105,7 +106,7 @@ class Continuation:
         self._taken = 0
         self.cache: SequenceCache | None = None
         self.passes: list[PassStats] = []
-        self._sources = sources
+        self._twin = twin
         self._options = options
         self._eos_token_ids = eos_token_ids
         self._text = text
@@ -167,7 +168,10 @@ class Continuation:
     @property
     def source(self) -> SequenceCache | None:
         """Where the keys and values of its prompt are, or come with the next pass."""
-        return next((text.cache for text in self._sources if text.cache is not None), None)
+        twin = self._twin
+        while twin is not None and twin.cache is None:
+            twin = twin._twin
+        return None if twin is None else twin.cache
 
     @property
     def known_tokens(self) -> int:

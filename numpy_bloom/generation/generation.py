@@ -140,7 +140,6 @@ def start(
     seed = random_seed(options.seed)
     continuations: list[Continuation] = []
     for number, (ids, drafter) in enumerate(zip(texts, drafters, strict=True)):
-        first = number - number % num_samples
         continuations.append(
             Continuation(
                 ids.tolist(),
@@ -149,7 +148,7 @@ def start(
                 text=TextStream(tokenizer, options.stop),
                 seed=[seed, number],
                 drafter=drafter,
-                sources=continuations[first:],
+                twin=continuations[-1] if number % num_samples else None,
                 prompt_cache=prompt_cache,
             )
         )
