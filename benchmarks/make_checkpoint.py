@@ -16,6 +16,7 @@ import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -51,13 +52,17 @@ def main() -> None:
     parser.add_argument("--real-blocks", type=int, metavar="N")
     args = parser.parse_args()
     hidden, heads, blocks = SHAPES[args.shape]
+    if args.target.exists():
+        parser.error(f"{args.target} is there already")
+    if args.real_blocks is not None and not 1 <= args.real_blocks <= blocks:
+        parser.error(f"--real-blocks is {args.real_blocks}, expected 1 to {blocks}")
     if args.real_blocks is None:
         write_checkpoint(args.target, hidden, heads, blocks)
         return
-    source = args.target.with_name(args.target.name + ".source")
-    write_checkpoint(source, hidden, heads, args.real_blocks)
-    convert(source, args.target)
-    shutil.rmtree(source)
+    with TemporaryDirectory(dir=args.target.resolve().parent) as folder:
+        source = Path(folder, "checkpoint")
+        write_checkpoint(source, hidden, heads, args.real_blocks)
+        convert(source, args.target)
     link_blocks(args.target, blocks)
 
 

@@ -78,6 +78,8 @@ class Bloom(TextModel):
                 vocabulary, the draft model has another vocabulary or does not fit, or the file is
                 damaged, of another model, or cannot be written.
         """
+        if isinstance(prompts, str):
+            raise OptionError("prompts is one text; give a list of them, or use generate")
         check_whole("num_samples", num_samples, 1, MOST_SEQUENCES)
         chosen = GenerationOptions(**options)
         if num_samples > 1 and chosen.is_greedy:

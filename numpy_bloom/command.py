@@ -38,7 +38,7 @@ def run_command(main: Callable[[], None], name: str) -> int:
     except BrokenPipeError:
         return _failed(name, "stdout was closed before all was written")
     except (NumpyBloomError, OSError) as error:
-        return _failed(name, str(error))
+        return _failed(name, _told(error))
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "start new thread" not in str(error):
             raise
@@ -48,6 +48,12 @@ def run_command(main: Callable[[], None], name: str) -> int:
         print(file=sys.stderr)  # behind the ^C of the terminal
         return _failed(name, "interrupted", interrupts.INTERRUPTED)
     return 0
+
+
+def _told(error: NumpyBloomError | OSError) -> str:
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def _prepare_streams() -> None:

@@ -46,6 +46,8 @@ def _prompt(line: str, where: str) -> str:
         raise NumpyBloomError(f"cannot read {where}, as JSON: {error}") from error
     if not isinstance(value, dict) or not isinstance(prompt := value.get("prompt"), str):
         raise NumpyBloomError(f"{where} has no text as 'prompt'")
+    if any(0xD800 <= ord(character) < 0xE000 for character in prompt):
+        raise NumpyBloomError(f"{where} has a 'prompt' that is no valid Unicode")
     if not prompt:
         raise NumpyBloomError(f"{where} has an empty 'prompt'; give at least one character")
     return prompt

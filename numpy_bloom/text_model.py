@@ -20,7 +20,7 @@ from numpy_bloom.study.trace import Trace, run_traced
 from numpy_bloom.study.variants import run_variants
 from numpy_bloom.tokenizer import decode, encode, read_tokenizer
 from numpy_bloom.weights.dtypes import Floats
-from numpy_bloom.weights.manifest import read_manifest
+from numpy_bloom.weights.manifest import ARRAYS_SUFFIX, check_sizes, read_manifest
 
 Self = TypeVar("Self", bound="TextModel")
 
@@ -45,6 +45,8 @@ class TextModel:
         manifest = read_manifest(folder)  # first of all: is it a converted model?
         self.config = read_config(folder)
         self.fingerprint = fingerprint(manifest, self.config)
+        texts = {n: e for n, e in manifest["files"].items() if not n.endswith(ARRAYS_SUFFIX)}
+        check_sizes(folder, texts)
         self.tokenizer = read_tokenizer(folder, self.config.vocab_size)
         self._folder = folder
         self.model = open_model(folder, self.config)
@@ -173,8 +175,8 @@ class TextModel:
         """
         if self.tokenizer is None:
             raise NumpyBloomError(
-                f"{self._folder} has no tokenizer.json, which text needs; copy it there from the "
-                "checkpoint, or give token ids"
+                f"{self._folder} has no tokenizer.json, which text needs; convert a checkpoint "
+                "that has one, or give token ids, from Python"
             )
         return encode(self.tokenizer, text)
 
@@ -182,8 +184,12 @@ class TextModel:
         """Text of token ids, special tokens included; empty without a tokenizer.
 
         Bytes that are no whole character become U+FFFD.
+
+        Raises:
+            NumpyBloomError: one is not in the vocabulary.
         """
-        return decode(self.tokenizer, token_ids)
+        ids = [] if len(token_ids) == 0 else token_id_array(token_ids, self.config).tolist()
+        return decode(self.tokenizer, ids)
 
     def token_ids(self, prompt: str | npt.ArrayLike) -> TokenIds:
         """Token ids (T,) int64 of a text or of what should be token ids already.

@@ -88,7 +88,7 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
     try:
         ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
     except TypeError as error:  # of lone surrogates
-        raise NumpyBloomError(f"the text is not valid Unicode: {error}") from error
+        raise NumpyBloomError("the text is not valid Unicode: it has half a character") from error
     except BaseException as error:
         raise _told(error, "the tokenizer cannot split the text") from error
     return ids

@@ -10,7 +10,7 @@ from numpy_bloom.command import add_model_options, parser, path_argument, run_co
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.loading import load
 from numpy_bloom.study.lenses import logit_lens
-from numpy_bloom.study.report import NAMES, write_report
+from numpy_bloom.study.report import NAMES, check_page, write_report
 from numpy_bloom.study.stages import LATER_KEYS, local_name, table
 from numpy_bloom.study.trace import Trace
 
@@ -26,6 +26,8 @@ def main() -> None:
         command.error("a prompt is needed, or --list")
     if args.html and args.names:
         command.error("--html shows what it shows; leave out --names")
+    if args.html:
+        check_page(args.html)
     with load(args.model, memory=args.memory, threads=args.threads) as bloom:
         prompt = text_argument(args.prompt)
         only_page = args.html and not args.check and args.folder is None

@@ -203,3 +203,13 @@ def test_what_can_be_missing(original: Path, tmp_path: Path, name: str) -> None:
             generation = bloom.generate(byte_ids("Todos"), max_new_tokens=3)
             results.append([token.id for token in generation])
     assert results[0] == results[1]
+
+
+def test_a_tokenizer_of_another_size(original: Path, tmp_path: Path) -> None:
+    """Its size is looked at before what is in it."""
+    model = tmp_path / "model"
+    shutil.copytree(original, model)
+    (model / TOKENIZER).write_text("")
+    told = rf"{TOKENIZER} has 0 bytes, expected .*python -m conversion\.verify {model}$"
+    with pytest.raises(NumpyBloomError, match=told):
+        numpy_bloom.load(model)

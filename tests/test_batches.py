@@ -21,7 +21,7 @@ from support.batches import (
 from support.dials import EVERYTHING, model_folder
 
 import numpy_bloom
-from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.errors import NumpyBloomError, OptionError
 
 pytestmark = pytest.mark.usefixtures("many_chunks")
 
@@ -115,6 +115,17 @@ def test_the_longest_text_counts_in_what_a_pass_needs(chunked_folder: Path) -> N
         held = max(nbytes for nbytes, _ in model.model._runs.values())
         assert held == model.model.working_bytes(33, 112, logit_rows=3)
         list(generations[0])
+
+
+def test_one_text_is_no_list_of_prompts(chunked_folder: Path) -> None:
+    """Its characters would be."""
+    with (
+        numpy_bloom.load(chunked_folder) as model,
+        pytest.raises(
+            OptionError, match="prompts is one text; give a list of them, or use generate"
+        ),
+    ):
+        model.generate_batch("Todos")  # type: ignore[arg-type]
 
 
 def test_a_long_prompt_joins_others(chunked_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

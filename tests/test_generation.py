@@ -280,3 +280,10 @@ def test_vocabulary_beyond_the_tokenizer(tmp_path: Path) -> None:
         generation = model.generate(PROMPT, max_new_tokens=3)
         assert [token.text for token in generation] == ["", "", ""]
         assert generation.token_ids == [silent] * 3
+
+
+@pytest.mark.parametrize("token_id", [-1, VOCAB_SIZE, 10**12])
+def test_what_is_no_token_has_no_text(model: numpy_bloom.Bloom, token_id: int) -> None:
+    with pytest.raises(NumpyBloomError, match=rf"token id {token_id} is out of range"):
+        model.decode([token_id])
+    assert model.decode([]) == ""

@@ -146,7 +146,7 @@ def test_pipes_in_a_model(tmp_path: Path, name: str) -> None:
     model = converted(Checkpoint(blocks=1), tmp_path)
     (model / name).unlink(missing_ok=True)
     os.mkfifo(model / name)
-    with pytest.raises(NumpyBloomError, match=rf"^cannot read {model}/{name}: it is no regular"):
+    with pytest.raises(NumpyBloomError, match=rf"{model}/{name}:? (it )?is no (regular )?file"):
         numpy_bloom.load(model)
 
 

@@ -71,6 +71,21 @@ def test_files_that_are_something_else(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fifo", "weights"]
 
 
+@pytest.mark.parametrize("begun", [0, 2])
+def test_a_file_that_another_run_replaces(tiny_model: Bloom, tmp_path: Path, begun: int) -> None:
+    """Of the same program too: nothing is written where nobody will find it."""
+    path = tmp_path / "text"
+    first = tiny_model.generate(PROMPT, max_new_tokens=NEW, prompt_cache=path)
+    for _ in range(begun):
+        next(first)
+    second = again(tiny_model, path)
+    content = path.read_bytes()
+    with pytest.raises(NumpyBloomError, match=rf"{path} was removed, or replaced by another run"):
+        list(first)
+    assert path.read_bytes() == content
+    assert ids_of(tiny_model.resume(path)) == second
+
+
 def test_no_file(tiny_model: Bloom, tmp_path: Path) -> None:
     with pytest.raises(NumpyBloomError, match=r"cannot read .*nothing: No such file or directory$"):
         tiny_model.resume(tmp_path / "nothing")

@@ -111,7 +111,7 @@ def test_prompts_with_other_separators(
         (b'{"prompt": null}\n', "{}, line 1 has no text as 'prompt'"),
         (b'{"prompt": ["a"]}\n', "{}, line 1 has no text as 'prompt'"),
         (b'{"prompt": "a"}\n\n{"prompt": ""}\n', "{}, line 3 has an empty 'prompt'"),
-        (b'{"prompt": "\\ud800"}\n', "not valid Unicode"),
+        (b'\n{"prompt": "\\ud800"}\n', "{}, line 2 has a 'prompt' that is no valid Unicode"),
         (b"a\nb\xff\n", "cannot read {}: 'utf-8' codec can't decode byte 0xff"),
         (None, "cannot read {}: [Errno 2] No such file or directory"),
     ],

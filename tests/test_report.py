@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+from support.commands import Command, check_failure
 from support.recorded import Recorded
 
 import numpy_bloom
 from numpy_bloom import Bloom, NumpyBloomError
+from numpy_bloom import trace as trace_command
 from numpy_bloom.study.lenses import attributions, logit_lens
 from numpy_bloom.study.report import NAMES, write_report
 from numpy_bloom.study.report.labels import Labels, is_right_to_left, readable
@@ -120,6 +122,20 @@ def test_page_of_64_tokens_takes_3_mb_at_most(bloom: Bloom, tmp_path: Path) -> N
     logits, trace = bloom.trace(ids, names=NAMES)
     write_report(trace, logits, bloom.tokenizer, tmp_path / "page.html")
     assert (tmp_path / "page.html").stat().st_size <= 3e6
+
+
+def test_a_page_that_cannot_be_written_is_told_before_the_pass(command: Command) -> None:
+    result = command(trace_command, "Todos", "--html", "/nowhere/page.html")
+    check_failure(result, "trace", "cannot write /nowhere/page.html: No such file or directory")
+    assert result.out == ""
+
+
+def test_numbers_that_are_not_finite_have_no_page(bloom: Bloom, tmp_path: Path) -> None:
+    logits, trace = bloom.trace("Todos", names=NAMES)
+    logits[-1, 7] = np.nan
+    with pytest.raises(NumpyBloomError, match="output is not finite"):
+        write_report(trace, logits, bloom.tokenizer, tmp_path / "page.html")
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_lacking_or_cannot_be_written_is_one_error(bloom: Bloom, tmp_path: Path) -> None:

@@ -247,6 +247,13 @@ def test_out_of_range(name: str, value: float, interval: str) -> None:
     assert str(error.value) == f"{name} is {value}; expected a value in {interval}"
 
 
+@pytest.mark.parametrize(("name", "interval"), [(name, ends) for name, _, ends in OUT_OF_RANGE])
+def test_texts_are_no_numbers(name: str, interval: str) -> None:
+    with pytest.raises(OptionError) as error:
+        SamplingOptions(**{name: "1"})  # type: ignore[arg-type]
+    assert str(error.value) == f"{name} is '1'; expected a value in {interval}"
+
+
 @pytest.mark.parametrize(
     "options",
     [

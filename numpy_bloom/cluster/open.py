@@ -8,8 +8,9 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -161,14 +162,17 @@ def _local(workers: int, ours: ExitStack) -> LocalCluster:
     ours.enter_context(dask.config.set(LOCAL_SETTINGS_WHEN_LOST))
     try:
         with dask.config.set(LOCAL_SETTINGS):  # which the processes take over
-            cluster = LocalCluster(
-                n_workers=workers,
-                threads_per_worker=max(1, default_threads() // workers),
-                memory_limit=memory + BESIDE,
-                dashboard_address=":0",  # any port that is free
-                silence_logs=logging.CRITICAL,
-                # Else processes that are started again would have what the program has by then.
-                config=deepcopy(dask.config.config),
+            cluster = _not_cut_short(
+                partial(
+                    LocalCluster,
+                    n_workers=workers,
+                    threads_per_worker=max(1, default_threads() // workers),
+                    memory_limit=memory + BESIDE,
+                    dashboard_address=":0",  # any port that is free
+                    silence_logs=logging.CRITICAL,
+                    # Else processes that are started again would have what the program has by then.
+                    config=deepcopy(dask.config.config),
+                )
             )
     except RuntimeError as error:
         raise NumpyBloomError(
@@ -176,3 +180,15 @@ def _local(workers: int, ours: ExitStack) -> LocalCluster:
             'below `if __name__ == "__main__":`, since each of them imports it'
         ) from None
     return ours.enter_context(cluster)
+
+
+def _not_cut_short(start: Callable[[], LocalCluster]) -> LocalCluster:
+    """Start a cluster; after Ctrl-C end it when it has started, for one that has not cannot be."""
+    with ThreadPoolExecutor(1) as apart:
+        starting = apart.submit(start)
+        try:
+            return starting.result()
+        except KeyboardInterrupt:
+            with suppress(Exception):  # Ctrl-C may have ended its processes
+                starting.result().close()
+            raise

@@ -112,12 +112,13 @@ class PromptCache:
             guesses: that may be made in the next pass.
 
         Raises:
-            NumpyBloomError: the disk is full, or it fails.
+            NumpyBloomError: the disk is full, or it fails, or another run has the name.
         """
         assert self.file is not None
         ids = [*self.prompt_token_ids, *token_ids]
         way_out = "; it holds the text up to here: make room, and resume it"
         with told(f"cannot write {self.path}", way_out):
+            self.file.check_name()
             self.file.save(cache, ids, [*[0.0] * len(self.prompt_token_ids), *logprobs], guesses)
 
     def check(self, given: Mapping[str, Any]) -> None:

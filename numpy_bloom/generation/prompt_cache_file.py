@@ -192,6 +192,18 @@ class PromptCacheFile:
                 start, stop = self._layout.record_at(place), self._layout.record_at(end)
                 self._write(bytes(min(READ_BYTES, stop - start)), start)
 
+    def check_name(self) -> None:
+        """See that it still has its name.
+
+        Raises:
+            NumpyBloomError: it was removed, or another run has written one in its place.
+        """
+        if not _is_named(self._handle, self.path):
+            raise NumpyBloomError(
+                f"{self.path} was removed, or replaced by another run; choose another file for one "
+                "of them"
+            )
+
     def sync(self) -> None:
         """See that all of it is on disk."""
         with told(f"cannot write {self.path}"):
@@ -255,13 +267,20 @@ def _lock(handle: int, path: Path, kind: int) -> None:
     """
     try:
         fcntl.lockf(handle, kind | fcntl.LOCK_NB)
-        ours = os.path.samestat(os.fstat(handle), path.stat())
-    except (BlockingIOError, PermissionError, FileNotFoundError):
+        ours = _is_named(handle, path)
+    except (BlockingIOError, PermissionError):
         ours = False
     if not ours:
         raise NumpyBloomError(
             f"{path} is in use by another process; wait for it, or choose another file"
         )
+
+
+def _is_named(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _partial(path: Path) -> Path:

@@ -6,14 +6,25 @@ rules out to -inf.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from numpy_bloom.errors import OptionError, check_whole
+from numpy_bloom.errors import OptionError, check_whole, shown
 from numpy_bloom.model.primitives import log_softmax, softmax
 from numpy_bloom.weights.dtypes import Floats
+
+INTERVALS: list[tuple[str, str, Callable[[Any], bool]]] = [
+    ("temperature", "[0, inf)", lambda value: 0 <= value < math.inf),
+    ("top_p", "(0, 1]", lambda value: 0 < value <= 1),
+    ("min_p", "[0, 1]", lambda value: 0 <= value <= 1),
+    ("repetition_penalty", "(0, inf)", lambda value: 0 < value < math.inf),
+]
+"""In which options must lie, as their errors say and as it is checked."""
 
 
 @dataclass(frozen=True)
@@ -44,17 +55,12 @@ class SamplingOptions:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        penalty = self.repetition_penalty
-        top_p_holds = self.top_p is None or 0 < self.top_p <= 1
-        checks = [
-            ("temperature", self.temperature, "[0, inf)", _within(self.temperature, 0, np.inf)),
-            ("top_p", self.top_p, "(0, 1]", top_p_holds),
-            ("min_p", self.min_p, "[0, 1]", _within(self.min_p, 0, 1)),
-            ("repetition_penalty", penalty, "(0, inf)", 0 < penalty < np.inf),
-        ]
-        for name, value, interval, holds in checks:
-            if not holds:
-                raise OptionError(f"{name} is {value}; expected a value in {interval}")
+        for name, interval, holds in INTERVALS:
+            value = getattr(self, name)
+            if value is None and getattr(SamplingOptions, name) is None:
+                continue
+            if not isinstance(value, Real) or not holds(value):
+                raise OptionError(f"{name} is {shown(value)}; expected a value in {interval}")
         if self.top_k is not None:
             check_whole("top_k", self.top_k, 1)
         if self.seed is not None:
@@ -71,10 +77,6 @@ class SamplingOptions:
     def is_greedy(self) -> bool:
         """Whether the likeliest token is chosen."""
         return self.effective_temperature == 0
-
-
-def _within(value: float | None, low: float, high: float) -> bool:
-    return value is None or (low <= value <= high and value < np.inf)
 
 
 def penalize_repetition(logits: Floats, ids: npt.ArrayLike, penalty: float) -> Floats:

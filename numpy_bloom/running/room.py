@@ -270,7 +270,8 @@ class Room:
                 f"this run needs at least {megabytes_text(least)} of memory, "
                 f"{megabytes_text(self.memory)} may be used: keys and values of {held} tokens take "
                 f"{megabytes_text(self._cache_bytes(held))}, activations "
-                f"{megabytes_text(working)}; give more memory, or fewer tokens"
+                f"{megabytes_text(working)}; give more memory, or less "
+                "to do at once: fewer tokens, threads or beams, a smaller window"
             )
         self.memory_for_all = needed + stream.nbytes
         streamed = self.memory_for_all > self.memory

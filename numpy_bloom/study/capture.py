@@ -49,7 +49,11 @@ class Arrays(Mapping[str, Floats]):
         path = self._path(name)
         with told(f"cannot write {path}"):
             try:
-                np.save(path, array)
+                with path.open("wb") as file:  # np.save does not tell of a full disk
+                    np.lib.format.write_array_header_1_0(
+                        file, np.lib.format.header_data_from_array_1_0(array)
+                    )
+                    file.write(np.ascontiguousarray(array).data)
             except OSError:
                 path.unlink(missing_ok=True)
                 raise

@@ -5,6 +5,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -336,6 +337,22 @@ def test_an_interrupted_command_leaves_no_process(kill: Callable[[int, int], Non
     for handle in _of_session(process.pid):
         assert select.select([handle], [], [], 10)[0], "it does not end"
         os.close(handle)
+
+
+@pytest.mark.parametrize("seconds", [0, 0.1, 0.3])
+def test_ctrl_c_while_processes_start(seconds: float) -> None:
+    """A cluster that has not started cannot be ended; one that has is."""
+    command = [sys.executable, "-m", "numpy_bloom.generate", "x", "--cluster", "local:2"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while len(handles := _of_session(process.pid)) < 2:
+        for handle in handles:
+            os.close(handle)
+    for handle in handles:
+        os.close(handle)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=40)
+    assert (process.returncode, told) == (130, "\ngenerate: interrupted\n")
 
 
 def _of_session(session: int) -> list[int]:

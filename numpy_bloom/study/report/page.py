@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from numpy_bloom.errors import NumpyBloomError, told
 from numpy_bloom.model.alibi import alibi_slopes
+from numpy_bloom.running.model import check_finite
 from numpy_bloom.study.report.labels import Labels, is_right_to_left
 from numpy_bloom.study.report.numbers import (
     NORMED,
@@ -44,15 +45,14 @@ def write_report(
         path: the file; one that is there is replaced.
 
     Raises:
-        NumpyBloomError: the trace lacks a stage or is of a later pass, weights cannot be read, or
-            the file cannot be written.
+        NumpyBloomError: the trace lacks a stage or is of a later pass, logits are not finite,
+            weights cannot be read, or the file cannot be written.
     """
     if trace.past:
         raise NumpyBloomError("the report shows a text's first pass; this trace is of a later one")
-    path = Path(path).resolve()  # a link stays a link
-    if path.exists() and not path.is_file():
-        raise NumpyBloomError(f"{path} is no regular file; choose another")
-    aside = path.with_name(f"{path.name}.partial")
+    check_finite(logits)
+    path = check_page(path)
+    aside = _aside(path)
     with told(f"cannot write {path}"):
         try:
             with aside.open("w", encoding="utf-8") as file:
@@ -62,6 +62,28 @@ def write_report(
             with suppress(OSError):
                 aside.unlink(missing_ok=True)
             raise
+
+
+def check_page(path: str | Path) -> Path:
+    """See that a page can be written, before what it is to show is computed.
+
+    Returns:
+        The file that is meant by the path.
+
+    Raises:
+        NumpyBloomError: it cannot.
+    """
+    path = Path(path).resolve()  # a link stays a link
+    if path.exists() and not path.is_file():
+        raise NumpyBloomError(f"{path} is no regular file; choose another")
+    with told(f"cannot write {path}"):
+        _aside(path).open("w").close()
+        _aside(path).unlink()
+    return path
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.partial")
 
 
 def _write(file: IO[str], trace: Trace, logits: Floats, tokenizer: Tokenizer | None) -> None:
