@@ -148,7 +148,9 @@ def _print_json(prompts: Sequence[str], generations: Iterable[Generation]) -> No
 
 def _print_stats(model: Bloom, generation: Generation) -> None:
     stats = generation.stats
-    new = f"{len(generation.token_ids)} new ones at {rate(stats.tokens_per_second)} a second"
+    new = f"{len(generation.token_ids)} new ones"
+    if stats.tokens_per_second:
+        new += f" at {rate(stats.tokens_per_second)} a second"
     if stats.tokens_per_pass > 1:
         new += f", {stats.tokens_per_pass:.2f} a pass"
     seconds = stats.prefill_seconds + stats.decode_seconds

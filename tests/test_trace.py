@@ -18,6 +18,7 @@ from numpy_bloom.bloom import Bloom
 from numpy_bloom.errors import NumpyBloomError, OptionError
 from numpy_bloom.model import passes
 from numpy_bloom.study import stages
+from numpy_bloom.study.capture import Arrays
 from numpy_bloom.study.lenses import attributions
 from numpy_bloom.study.stages import BY_KEYS, local_name, stage_names, stage_shape
 from numpy_bloom.study.trace import Trace
@@ -126,6 +127,14 @@ def test_a_folder_in_use_is_refused(model: Bloom, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(NumpyBloomError, match=r"cannot write .*file"):
         model.trace(IDS, folder=tmp_path / "file")
+
+
+def test_arrays_of_any_order_are_written(tmp_path: Path) -> None:
+    arrays, array = Arrays(tmp_path), np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    orders = {"C": array, "F": np.asfortranarray(array), "mixed": array.swapaxes(0, 1)}
+    for name, ordered in orders.items():
+        arrays.keep(name, ordered)
+        assert np.array_equal(arrays[name], ordered)
 
 
 def test_a_file_that_cannot_be_written_is_told_and_not_left(model: Bloom, tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ class SamplingOptions:
 
 
 def penalize_repetition(logits: Floats, ids: npt.ArrayLike, penalty: float) -> Floats:
-    """Make the tokens of `ids` less likely (if penalty > 1); very much so, and they become inf."""
+    """Make the tokens of `ids` less likely (if penalty > 1). Their logits may become infinite."""
     logits = logits.copy()
     seen = np.unique(np.asarray(ids, dtype=np.int64))
     scores = logits[seen]

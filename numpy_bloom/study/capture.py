@@ -47,13 +47,13 @@ class Arrays(Mapping[str, Floats]):
             self._arrays[name] = array
             return
         path = self._path(name)
+        array = np.ascontiguousarray(array)
+        header = np.lib.format.header_data_from_array_1_0(array)
         with told(f"cannot write {path}"):
             try:
-                with path.open("wb") as file:  # np.save does not tell of a full disk
-                    np.lib.format.write_array_header_1_0(
-                        file, np.lib.format.header_data_from_array_1_0(array)
-                    )
-                    file.write(np.ascontiguousarray(array).data)
+                with path.open("wb") as file:  # np.save would not say that the disk is full
+                    np.lib.format.write_array_header_1_0(file, header)
+                    file.write(array.data)
             except OSError:
                 path.unlink(missing_ok=True)
                 raise
