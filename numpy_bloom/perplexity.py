@@ -13,6 +13,7 @@ import numpy as np
 
 from numpy_bloom.errors import NumpyBloomError, OptionError, check_whole
 from numpy_bloom.model.forward import TokenIds
+from numpy_bloom.running.memory import Needs
 from numpy_bloom.running.model import check_finite
 from numpy_bloom.running.runner import Runner
 from numpy_bloom.text_file import Text
@@ -138,7 +139,7 @@ def score_windows(
         NumpyBloomError: there is too little memory, or the weights are damaged or cannot be read.
     """
     context, targets = _largest_pass(windows, together)
-    caches = model.prepare_one_pass(lengths=[context] * together, target_rows=targets)
+    caches = model.prepare(Needs.of_one_pass([context] * together, target_rows=targets))
     rest = iter(windows)
     while group := list(islice(rest, together)):
         log_probabilities = model.score(

@@ -13,6 +13,7 @@ from numpy_bloom.generation.prompt_cache import fingerprint
 from numpy_bloom.inputs import token_id_array
 from numpy_bloom.model.config import BloomConfig, read_config
 from numpy_bloom.model.forward import TokenIds
+from numpy_bloom.running.memory import Needs
 from numpy_bloom.running.model import Model
 from numpy_bloom.running.runner import Runner
 from numpy_bloom.study.capture import Edit
@@ -80,7 +81,7 @@ class TextModel:
                 suffice.
         """
         ids = self.token_ids(token_ids)
-        caches = self.model.prepare_one_pass(lengths=[len(ids)], logit_rows=len(ids))
+        caches = self.model.prepare(Needs.of_one_pass([len(ids)], logit_rows=len(ids)))
         return self.model.run([ids], caches, last=[len(ids)])
 
     def score(self, token_ids: str | npt.ArrayLike) -> Floats:
@@ -103,7 +104,7 @@ class TextModel:
         if len(ids) == 1:
             return np.empty(0, dtype=np.float32)
         context, targets = ids[:-1], ids[1:]
-        caches = self.model.prepare_one_pass(lengths=[len(context)], target_rows=len(targets))
+        caches = self.model.prepare(Needs.of_one_pass([len(context)], target_rows=len(targets)))
         return self.model.score([context], caches, [targets])
 
     def trace(

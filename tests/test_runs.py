@@ -80,7 +80,7 @@ def test_a_run_begins_while_others_ask_for_room(folder: Path) -> None:
         held = room.prepare(needs)
         begun: list[object] = []
         room._runs = ReadSlowly(room._runs)
-        room._runs.begin = lambda: begun.append(room._begin(caches, 0))
+        room._runs.begin = lambda: begun.append(room._begin(caches, 0, None))
         caches = [KVCache(model.config, 5)]
         assert room.has_room(needs)
         assert held
@@ -228,7 +228,7 @@ def test_a_pass_without_caches_takes_no_more_than_is_estimated(
     """Keys and values of one block are among the activations."""
     with numpy_bloom.load(folder, threads=threads) as model:
         tokens = sum(lengths)
-        caches = model.model.prepare_one_pass(lengths=lengths, logit_rows=tokens)
+        caches = model.model.prepare(Needs.of_one_pass(lengths, logit_rows=tokens))
         sequences = [np.arange(length) % model.config.vocab_size for length in lengths]
         tracemalloc.start()
         model.model.run(sequences, caches, last=lengths)

@@ -19,6 +19,7 @@ import numpy_bloom
 from numpy_bloom.bloom import Bloom
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.model import forward
+from numpy_bloom.running.memory import Needs
 from numpy_bloom.weights.linear import Multiply
 
 pytestmark = pytest.mark.usefixtures("many_pieces")
@@ -88,7 +89,7 @@ def test_packed_sequences_are_scored_apart(chunked_model: Bloom) -> None:
     """Each by its own past; only the last tokens may be asked for."""
     parts = [IDS[:40], IDS[40:42], IDS[5:70]]
     counts = [39, 1, 7]
-    caches = chunked_model.model.prepare_one_pass(lengths=[39, 1, 64], target_rows=sum(counts))
+    caches = chunked_model.model.prepare(Needs.of_one_pass([39, 1, 64], target_rows=sum(counts)))
     scores = chunked_model.model.score(
         [ids[:-1] for ids in parts],
         caches,
@@ -102,7 +103,7 @@ def test_packed_sequences_are_scored_apart(chunked_model: Bloom) -> None:
 
 def test_caches_for_one_pass_keep_nothing(chunked_model: Bloom) -> None:
     """So the same ones serve pass after pass, and every pass begins at position 0."""
-    caches = chunked_model.model.prepare_one_pass(lengths=[30], target_rows=30)
+    caches = chunked_model.model.prepare(Needs.of_one_pass([30], target_rows=30))
     twice = [chunked_model.model.score([IDS[:30]], caches, [IDS[1:31]]).tobytes() for _ in range(2)]
     assert twice == [chunked_model.score(IDS[:31]).tobytes()] * 2
 
@@ -186,7 +187,7 @@ def test_scoring_takes_no_more_than_is_estimated(
         ids = [np.arange(length) for length in lengths]
         model.score([0, 1])  # pins weights, and cuts them into tiles
         tracemalloc.start()
-        caches = model.model.prepare_one_pass(lengths=lengths, target_rows=sum(targets))
+        caches = model.model.prepare(Needs.of_one_pass(lengths, target_rows=sum(targets)))
         model.model.score(ids, caches, [np.arange(count) for count in targets])
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()

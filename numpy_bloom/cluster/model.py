@@ -95,20 +95,8 @@ class ClusterModel:
     def prepare(self, needs: Needs) -> list[RemoteCache]:
         """See `Room`; on all workers. Those that joined are used if no run is under way."""
         needs = replace(needs, draft=None)  # which is of this process's memory
-        return self._begin("prepare", (needs,), needs.cache_tokens, needs.pass_tokens)
-
-    def prepare_one_pass(
-        self, *, lengths: Sequence[int], logit_rows: int = 0, target_rows: int = 0
-    ) -> list[RemoteCache]:
-        """See `Room`; on all workers."""
-        arguments = list(lengths), logit_rows, target_rows
-        return self._begin("prepare_one_pass", arguments, [0] * len(lengths), sum(lengths))
-
-    def _begin(
-        self, method: str, arguments: tuple[Any, ...], capacities: Sequence[int], pass_tokens: int
-    ) -> list[RemoteCache]:
-        numbers = self._runs.numbers(len(capacities))
-        run = Run(method, numbers, arguments, set(numbers))
+        numbers = self._runs.numbers(len(needs.cache_tokens))
+        run = Run(needs, numbers, set(numbers))
         with self._one_at_a_time:
             self._runs.forget()
             if not self._runs.going_on and self._chain.is_out_of_date():
@@ -121,8 +109,8 @@ class ClusterModel:
             heads, size = self.config.num_attention_heads, self.config.head_size
             shape = self.config.num_hidden_layers, 2, heads, size
             caches = [
-                RemoteCache(self, number, capacity, pass_tokens, shape, self._repairs)
-                for number, capacity in zip(numbers, capacities, strict=True)
+                RemoteCache(self, number, capacity, needs.pass_tokens, shape, self._repairs)
+                for number, capacity in zip(numbers, needs.cache_tokens, strict=True)
             ]
             self._runs.add(run, caches)
         return caches

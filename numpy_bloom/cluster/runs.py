@@ -4,10 +4,10 @@ import itertools
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from numpy_bloom.cluster.caches import RemoteCache
 from numpy_bloom.cluster.chain import Chain
+from numpy_bloom.running.memory import Needs
 
 
 @dataclass
@@ -15,15 +15,13 @@ class Run:
     """A run that is not over, as shares that are opened anew have to prepare for it.
 
     Attributes:
-        method: by which.
+        needs: what they have to have room for.
         numbers: of its caches.
-        arguments: of it.
         held: numbers of the caches that somebody holds.
     """
 
-    method: str
+    needs: Needs
     numbers: list[int]
-    arguments: tuple[Any, ...]
     held: set[int]
 
 
@@ -78,7 +76,7 @@ class Runs:
     def prepare(self, run: Run) -> None:
         """Have all shares prepare for a run that is about to begin."""
         self.drop()
-        self._keep_weights(self._chain.everywhere(run.method, run.numbers, *run.arguments))
+        self._keep_weights(self._chain.everywhere("prepare", run.numbers, run.needs))
 
     def drop(self) -> None:
         """Have shares forget the caches that nobody holds any more."""
@@ -93,7 +91,7 @@ class Runs:
         new = [place for place, name in enumerate(chain.names) if name not in self._known]
         for run in self.going_on if new else []:
             given_up = [number for number in run.numbers if number not in run.held]
-            chain.results([chain.submit(i, run.method, run.numbers, *run.arguments) for i in new])
+            chain.results([chain.submit(i, "prepare", run.numbers, run.needs) for i in new])
             chain.results([chain.submit(i, "drop", given_up) for i in new])
         if new and self.going_on:  # others may have less memory now, and have told of more weights
             self._keep_weights(chain.everywhere("weights"))

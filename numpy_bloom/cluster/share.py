@@ -73,19 +73,9 @@ class Share:
             See `weights`.
         """
         self.drop(numbers)  # which a client may have given before a loss
-        return self._keep(numbers, self._model.prepare(self._own(needs)))
-
-    def prepare_one_pass(
-        self, numbers: Sequence[int], lengths: Sequence[int], logit_rows: int, target_rows: int
-    ) -> tuple[int, int]:
-        """`Model.prepare_one_pass`, in the same way."""
-        self.drop(numbers)
-        caches = self._model.prepare_one_pass(
-            lengths=lengths,
-            logit_rows=logit_rows * self._unembeds,
-            target_rows=target_rows * self._unembeds,
-        )
-        return self._keep(numbers, caches)
+        caches = self._model.prepare(self._own(needs))
+        self._caches.update(zip(numbers, caches, strict=True))
+        return self.weights()
 
     def has_room(self, needs: Needs, resident: bool) -> bool:
         """`Model.has_room`."""
@@ -142,11 +132,7 @@ class Share:
 
     def _own(self, needs: Needs) -> Needs:
         """Of rows that meet the vocabulary only the worker knows that has the head."""
-        return needs if self._unembeds else replace(needs, logit_rows=0)
-
-    def _keep(self, numbers: Sequence[int], caches: Sequence[Any]) -> tuple[int, int]:
-        self._caches.update(zip(numbers, caches, strict=True))
-        return self.weights()
+        return needs if self._unembeds else replace(needs, logit_rows=0, target_rows=0)
 
     def _cache(self, number: int, known: int) -> Cache:
         cache: Cache = self._caches[number]

@@ -12,6 +12,7 @@ from distributed import get_worker
 
 from numpy_bloom.cluster.plan import Worker
 from numpy_bloom.model.config import BloomConfig
+from numpy_bloom.running.memory import Needs
 from numpy_bloom.running.model import Leg, Model
 from numpy_bloom.weights.budget import default_memory
 from numpy_bloom.weights.folder import block_file
@@ -81,7 +82,7 @@ def measured(worker: Worker, folder: Path, config: BloomConfig, block: int) -> W
     )
     with closing(model):
         start = time.perf_counter()
-        caches = model.prepare_one_pass(lengths=[1])
+        caches = model.prepare(Needs.of_one_pass([1]))
         reading = time.perf_counter() - start
         x = np.zeros((1, config.hidden_size), dtype=np.float32)
         seconds = []

@@ -35,21 +35,34 @@ class Resident(Protocol):
 
 @dataclass(frozen=True)
 class Needs:
-    """What a run of many passes has to have room for.
+    """What a run has to have room for.
 
     Attributes:
-        cache_tokens: for each sequence the tokens that its cache is to hold.
+        cache_tokens: for each sequence the tokens that its cache is to hold; 0 if it begins and
+            ends with one pass, of which nothing is kept.
         pass_tokens: T of the largest pass, those of other sequences included.
         logit_rows: rows of V that it takes, of logits and of guesses.
-        longest: tokens of the longest of the other sequences.
+        target_rows: targets of it, if it is for `score`.
+        longest: tokens of the longest of the sequences that no cache is to hold.
+        beside: bytes that an onlooker keeps.
         draft: another model, of whose memory the run makes use.
     """
 
     cache_tokens: Sequence[int]
     pass_tokens: int
-    logit_rows: int
+    logit_rows: int = 0
+    target_rows: int = 0
     longest: int = 0
+    beside: int = 0
     draft: Resident | None = None
+
+    @classmethod
+    def of_one_pass(
+        cls, lengths: Sequence[int], *, logit_rows: int = 0, target_rows: int = 0, beside: int = 0
+    ) -> "Needs":
+        """For a pass, or many such passes, with which sequences of these lengths begin and end."""
+        nothing_kept = [0] * len(lengths)
+        return cls(nothing_kept, sum(lengths), logit_rows, target_rows, max(lengths), beside)
 
 
 def pass_bytes(config: BloomConfig, tokens: int, longest: int, threads: int, scratch: int) -> int:

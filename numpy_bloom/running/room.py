@@ -4,6 +4,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.model.cache import Cache, KVCache, OnePassCache
@@ -91,11 +92,12 @@ class Room:
             finally:
                 self._holder = 0
 
-    def prepare(self, needs: Needs) -> list[KVCache]:
-        """Make room for a run of many passes: pin as many weights as fit beside all else.
+    def prepare(self, needs: Needs) -> list[Any]:
+        """Make room for a run: pin as many weights as fit beside all else.
 
         Returns:
-            For each sequence its empty cache. The run is over when nobody holds any of them.
+            For each sequence its empty `KVCache`, or what stands in place of one if nothing is kept
+            of it. The run is over when nobody holds any of them.
 
         Raises:
             NumpyBloomError: the run does not fit; the message tells the least that it needs.
@@ -103,40 +105,11 @@ class Room:
         working = self._largest_pass(needs)
         with self.alone():
             self._make_room(sum(needs.cache_tokens), working, needs.draft)
-            caches = [KVCache(self.config, tokens, self.blocks) for tokens in needs.cache_tokens]
+            caches: list[Cache] = [
+                KVCache(self.config, tokens, self.blocks) if tokens else OnePassCache()
+                for tokens in needs.cache_tokens
+            ]
             self._begin(caches, working, needs.draft)
-        return caches
-
-    def prepare_one_pass(
-        self,
-        *,
-        lengths: Sequence[int],
-        logit_rows: int = 0,
-        target_rows: int = 0,
-        beside: int = 0,
-    ) -> list[OnePassCache]:
-        """Make room for a pass that sequences begin and end with, or for many such passes.
-
-        Args:
-            lengths: for each sequence of the largest pass its tokens.
-            logit_rows: rows of logits of that pass, if it is for `run`.
-            target_rows: targets of that pass, if it is for `score`.
-            beside: bytes that an onlooker keeps.
-
-        Returns:
-            For each sequence what stands in place of a cache. The run is over when nobody holds any
-            of them.
-
-        Raises:
-            NumpyBloomError: the pass does not fit; the message tells the least that it needs.
-        """
-        working = beside + self.working_bytes(
-            sum(lengths), max(lengths), logit_rows=logit_rows, target_rows=target_rows
-        )
-        with self.alone():
-            self._make_room(0, working)
-            caches = [OnePassCache() for _ in lengths]
-            self._begin(caches, working)
         return caches
 
     def working_bytes(
@@ -223,7 +196,8 @@ class Room:
 
     def _largest_pass(self, needs: Needs) -> int:
         longest = max(needs.longest, *needs.cache_tokens)
-        return self.working_bytes(needs.pass_tokens, longest, logit_rows=needs.logit_rows)
+        rows = {"logit_rows": needs.logit_rows, "target_rows": needs.target_rows}
+        return needs.beside + self.working_bytes(needs.pass_tokens, longest, **rows)
 
     def _needed(self, cache_tokens: int, working: int, draft: Resident | None = None) -> int:
         """Bytes of all but weights, with the runs that are not over, a new one, and drafts."""
@@ -236,7 +210,7 @@ class Room:
         held = self._cache_bytes(cache_tokens + sum(cache.capacity for cache in runs))
         return self.store.vector_bytes + held + max(working, *(run for run, _ in runs.values()), 0)
 
-    def _begin(self, caches: Sequence[Cache], working: int, draft: Resident | None = None) -> None:
+    def _begin(self, caches: Sequence[Cache], working: int, draft: Resident | None) -> None:
         with self._runs_lock:
             self._runs.update(dict.fromkeys(caches, (working, draft)))
 

@@ -66,13 +66,8 @@ class Runner(Protocol):
     def resident_bytes(self) -> int:
         """What runs and all weights take of this process's memory; without drafts."""
 
-    def prepare(self, needs: Needs) -> Sequence[SequenceCache]:
-        """See `Room`."""
-
-    def prepare_one_pass(
-        self, *, lengths: Sequence[int], logit_rows: int = 0, target_rows: int = 0
-    ) -> Sequence[Any]:
-        """See `Room`."""
+    def prepare(self, needs: Needs) -> Sequence[Any]:
+        """See `Room`. What holds tokens is a `SequenceCache`."""
 
     def has_room(self, needs: Needs, *, resident: bool = False) -> bool:
         """See `Room`."""

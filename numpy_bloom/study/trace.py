@@ -9,6 +9,7 @@ from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.generation.continuation import Token
 from numpy_bloom.generation.generation import GenerationInBatch
 from numpy_bloom.model.forward import TokenIds
+from numpy_bloom.running.memory import Needs
 from numpy_bloom.running.model import Model
 from numpy_bloom.study.capture import Arrays, Capture, Edit, check_edits, trace_bytes
 from numpy_bloom.study.compare import Difference, Divergence, compare, first_divergence
@@ -146,7 +147,7 @@ def run_traced(
     arrays = Arrays(folder)
     tokens = len(ids)
     beside = trace_bytes(wanted, model.config, tokens, tokens, in_memory=folder is None)
-    caches = model.prepare_one_pass(lengths=[tokens], logit_rows=tokens, beside=beside)
+    caches = model.prepare(Needs.of_one_pass([tokens], logit_rows=tokens, beside=beside))
     capture = Capture(arrays, wanted, edits or {}, tokens=tokens, seen=tokens)
     logits = model.run([ids], caches, last=[tokens], tap=capture)
     return logits, Trace(model, ids, arrays, capture.block_seconds)
@@ -173,7 +174,7 @@ def trace_steps(
         wanted, model.config, 1, seen + most_new, in_memory=True
     )
     # Held until the end: what the traces take is not there for weights.
-    reserved = model.prepare_one_pass(lengths=[seen], logit_rows=1, beside=kept)
+    reserved = model.prepare(Needs.of_one_pass([seen], logit_rows=1, beside=kept))
     previous = None
     while True:
         arrays = Arrays()

@@ -6,6 +6,7 @@ import numpy as np
 
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.model.forward import TokenIds
+from numpy_bloom.running.memory import Needs
 from numpy_bloom.running.model import Model
 from numpy_bloom.study.capture import Edit, check_edits, edited
 from numpy_bloom.study.stages import AFTER_BLOCKS, BY_KEYS, local_name
@@ -43,7 +44,7 @@ def run_variants(model: Model, ids: TokenIds, variants: Sequence[Mapping[str, Ed
     for edits in variants:
         check_edits(edits, model.config)
     tokens, count = len(ids), len(variants)
-    caches = model.prepare_one_pass(lengths=[tokens] * count, logit_rows=count)
+    caches = model.prepare(Needs.of_one_pass([tokens] * count, logit_rows=count))
     at_end = {stage.name for stage in AFTER_BLOCKS}  # of the last tokens only
 
     def tap(name: str, array: Floats, rows: slice) -> Floats:

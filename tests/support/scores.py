@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 import numpy_bloom
 from numpy_bloom.bloom import Bloom
+from numpy_bloom.running.memory import Needs
 from support.checkpoints import VOCAB_SIZE
 from support.dials import EVERYTHING
 
@@ -28,7 +29,7 @@ def from_logits(model: Bloom, ids: npt.NDArray[np.int64]) -> Doubles:
 def least_memory(folder: Path, threads: int, lengths: list[int]) -> tuple[int, int]:
     """The least that scoring such sequences needs, and bytes of all weights."""
     with numpy_bloom.load(folder, memory=EVERYTHING, threads=threads) as model:
-        model.model.prepare_one_pass(lengths=lengths, target_rows=sum(lengths))
+        model.model.prepare(Needs.of_one_pass(lengths, target_rows=sum(lengths)))
         stream = model.model.stream
         least = model.model.memory_for_all - stream.nbytes + stream.buffer_bytes
         return least, stream.nbytes
