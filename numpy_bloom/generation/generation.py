@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
+from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.generation.batch import Batch
 from numpy_bloom.generation.continuation import Continuation, Token
 from numpy_bloom.generation.drafts import Drafter
@@ -15,6 +16,7 @@ from numpy_bloom.generation.sampling import random_seed
 from numpy_bloom.generation.text import TextStream
 from numpy_bloom.model.forward import TokenIds
 from numpy_bloom.model.passes import Tap
+from numpy_bloom.running.memory import Needs
 from numpy_bloom.running.runner import Runner
 from numpy_bloom.weights.budget import peak_memory_bytes
 
@@ -136,6 +138,9 @@ def start(
         drafters: what guesses for each.
         num_samples: how many continuations of each prompt there are.
         prompt_cache: the file of the text, if there is but one.
+
+    Raises:
+        NumpyBloomError: the memory does not suffice for one of them.
     """
     seed = random_seed(options.seed)
     continuations: list[Continuation] = []
@@ -152,5 +157,18 @@ def start(
                 prompt_cache=prompt_cache,
             )
         )
+    if len(texts) > num_samples:
+        _check_longest(model, continuations, num_samples)
     batch = Batch(model, [text for text in continuations if text.finish_reason is None])
     return [GenerationInBatch(batch, text) for text in continuations]
+
+
+def _check_longest(model: Runner, texts: Sequence[Continuation], num_samples: int) -> None:
+    """Have a prompt that does not fit refused before others have taken their time."""
+    place = max(range(len(texts)), key=lambda place: texts[place].cache_tokens)
+    text = texts[place]
+    tokens = len(text.prompt_token_ids) + text.most_guesses
+    try:
+        model.prepare(Needs([text.cache_tokens], tokens, logit_rows=text.most_rows))
+    except NumpyBloomError as error:
+        raise NumpyBloomError(f"prompt {place // num_samples + 1}: {error}") from error
