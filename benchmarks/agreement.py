@@ -19,8 +19,8 @@ from make_checkpoint import write_checkpoint
 from prepare import prepare
 from report import markdown
 
+from numpy_bloom.weights.bounded import read_json
 from numpy_bloom.weights.dtypes import Floats
-from numpy_bloom.weights.folder import read_json
 
 HIDDEN, HEADS, BLOCKS = 192, 12, 3
 DEVIATION = 0.1  # of the weights, so that attention is far from uniform

@@ -32,8 +32,8 @@ from worker import EngineError
 
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.sizes import parse_size
+from numpy_bloom.weights.bounded import read_json
 from numpy_bloom.weights.budget import default_threads
-from numpy_bloom.weights.folder import read_json
 
 
 @dataclass(frozen=True)

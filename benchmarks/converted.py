@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from numpy_bloom.model.config import BloomConfig
-from numpy_bloom.weights.folder import ArrayFile, model_files, read_json
+from numpy_bloom.weights.bounded import read_json
+from numpy_bloom.weights.folder import ArrayFile, model_files
 from numpy_bloom.weights.safetensors_file import StoredArray, read_header
 
 Contents = list[tuple[ArrayFile, dict[str, StoredArray]]]

@@ -22,12 +22,12 @@ import numpy as np
 
 from conversion import convert
 from numpy_bloom.loading import DEMO
+from numpy_bloom.weights.bounded import read_json
 from numpy_bloom.weights.dtypes import Stored, narrow, widen
 from numpy_bloom.weights.folder import (
     ArrayFile,
     block_file,
     model_files,
-    read_json,
 )
 from numpy_bloom.weights.manifest import MANIFEST
 from numpy_bloom.weights.safetensors_file import header_bytes

@@ -1,6 +1,7 @@
 """What `import numpy_bloom` brings along, and what its rooms take from each other."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 
 import numpy_bloom
+
+ROOT = Path(__file__).parent.parent
 
 LOOK_ON = """
 import sys
@@ -89,3 +92,17 @@ def test_rooms_take_nothing_from_above(room: str) -> None:
             if isinstance(node, ast.ImportFrom):
                 taken = str(node.module).removeprefix("numpy_bloom.").partition(".")[0]
                 assert taken not in above, f"{path} takes from {node.module}"
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "docs"])
+def test_what_others_take_is_there(folder: str) -> None:
+    """Nothing else of this suite runs them, for they need much time, or libraries."""
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ImportFrom):
+                continue
+            name = str(node.module)
+            if name.startswith(("numpy_bloom", "conversion")) and ".cluster" not in name:
+                module = importlib.import_module(name)
+                for taken in node.names:
+                    assert hasattr(module, taken.name), f"{path} takes {taken.name} from {name}"
