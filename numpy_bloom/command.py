@@ -38,7 +38,7 @@ def run_command(main: Callable[[], None], name: str) -> int:
     except BrokenPipeError:
         return _failed(name, "stdout was closed before all was written")
     except (NumpyBloomError, OSError) as error:
-        return _failed(name, _told(error))
+        return _failed(name, _text(error))
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "start new thread" not in str(error):
             raise
@@ -50,7 +50,7 @@ def run_command(main: Callable[[], None], name: str) -> int:
     return 0
 
 
-def _told(error: NumpyBloomError | OSError) -> str:
+def _text(error: NumpyBloomError | OSError) -> str:
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"
     return str(error)

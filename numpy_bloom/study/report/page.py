@@ -6,6 +6,7 @@ from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import IO, Any
 
 import numpy as np
@@ -52,7 +53,7 @@ def write_report(
         raise NumpyBloomError("the report shows a text's first pass; this trace is of a later one")
     check_finite(logits)
     path = check_page(path)
-    aside = _aside(path)
+    aside = path.with_name(f"{path.name}.partial")
     with told(f"cannot write {path}"):
         try:
             with aside.open("w", encoding="utf-8") as file:
@@ -76,14 +77,8 @@ def check_page(path: str | Path) -> Path:
     path = Path(path).resolve()  # a link stays a link
     if path.exists() and not path.is_file():
         raise NumpyBloomError(f"{path} is no regular file; choose another")
-    with told(f"cannot write {path}"):
-        _aside(path).open("w").close()
-        _aside(path).unlink()
-    return path
-
-
-def _aside(path: Path) -> Path:
-    return path.with_name(f"{path.name}.partial")
+    with told(f"cannot write {path}"), TemporaryFile(dir=path.parent):
+        return path
 
 
 def _write(file: IO[str], trace: Trace, logits: Floats, tokenizer: Tokenizer | None) -> None:
