@@ -30,6 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bloom]:
+    monkeypatch.setattr(base, "LEAST_ROWS", 1)
     monkeypatch.setattr(base, "TILE_ELEMENTS", 24 * 32)  # the head has several tiles
     with numpy_bloom.load(folder, threads=2) as model:
         yield model

@@ -41,6 +41,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Processes help with small models, whose matrices have several tiles."""
+    monkeypatch.setattr(base, "LEAST_ROWS", 1)
     monkeypatch.setattr(base, "TILE_ELEMENTS", 1 << 14)
     monkeypatch.setattr(store, "CHUNK_BYTES", 1 << 16)
     monkeypatch.setattr(store, "WORTH_PROCESSES", 1)

@@ -42,6 +42,7 @@ def answer(model: Bloom) -> Answer:
 def in_many_pieces(monkeypatch: pytest.MonkeyPatch, dtype: str = "bfloat16") -> None:
     """Tiles of 1024 weights (but of no fewer than 16 rows, where rows lie in blocks), and chunks of
     two such tiles. Blocks of int4, too, have 16 rows."""
+    monkeypatch.setattr(base, "LEAST_ROWS", 1)
     monkeypatch.setattr(base, "TILE_ELEMENTS", 1024)
     monkeypatch.setattr(base, "TILE_UNIT", 1)
     monkeypatch.setattr(int4.Int4, "block_rows", 16)

@@ -22,6 +22,9 @@ from numpy_bloom.weights.safetensors_file import Spec
 TILE_ELEMENTS = 1 << 19
 """Weights in a tile, so that half of them fit a core's cache as float32."""
 
+LEAST_ROWS = 64
+"""Of a tile, however wide: with fewer, BLAS is slow for some tokens and more."""
+
 TILE_UNIT = 16
 """Rows of a tile are a multiple of these, so that bfloat16, packed and not, has the same tiles."""
 
@@ -95,7 +98,7 @@ class Format(ABC):
         """Rows of a tile. They depend on the matrix alone, so that results do not depend on how
         its rows are spread over chunks and threads."""
         unit = max(TILE_UNIT, self.block_rows)
-        return max(1, TILE_ELEMENTS // (self.shape[1] * unit)) * unit
+        return max(1, LEAST_ROWS // unit, TILE_ELEMENTS // (self.shape[1] * unit)) * unit
 
     def scratch_bytes(self, tokens: int) -> int:
         """Memory that one thread needs to multiply, at most: two arrays of a tile's size, and two
