@@ -1,4 +1,4 @@
-"""Ctrl-C while a command is still being imported: it ends at once, as it does later on.
+"""Ctrl-C ends a command whenever it comes: while it is being imported, and where Python drops it.
 
 Both packages import this before all that takes time. Only `python -m` with one of their commands is
 meant: other programs that import them have their own way.
@@ -12,6 +12,8 @@ from types import FrameType
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as shells count."""
 
+AGAIN_SECONDS = 0.01
+
 
 def _end(_signal: int, _frame: FrameType | None) -> None:
     if sys.stderr is not None:
@@ -23,6 +25,18 @@ def begin() -> None:
     """The command has been imported: Ctrl-C is an exception from here on."""
     if signal.getsignal(signal.SIGINT) is _end:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGALRM, signal.default_int_handler)
+        sys.unraisablehook = _raise_again
+
+
+def _raise_again(dropped: "sys.UnraisableHookArgs") -> None:
+    """Interrupt once more if Python dropped the exception: one that leaves a destructor or a
+    callback of the garbage collector (https://docs.python.org/3/library/signal.html).
+    """
+    if issubclass(dropped.exc_type, KeyboardInterrupt):
+        signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)  # raised here it would be dropped here
+    else:
+        sys.__unraisablehook__(dropped)
 
 
 def _is_command() -> bool:

@@ -9,6 +9,15 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 INTERRUPTS = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise SystemExit(3)\n"
+INTERRUPTS_COLLECTION = """
+import gc, os, signal, sys
+def interrupt(phase, info):
+    begun = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if begun and "numpy_bloom.generate_options" in sys.modules:
+        gc.callbacks.remove(interrupt)
+        os.kill(os.getpid(), signal.SIGINT)
+gc.callbacks.append(interrupt)
+"""
 COMMANDS = [
     *("conversion", "conversion.verify", "conversion.export", "conversion.split"),
     *(f"numpy_bloom.{name}" for name in ("generate", "evaluate", "benchmark", "trace")),
@@ -30,6 +39,18 @@ def test_one_line(tmp_path: Path, command: str, module: str) -> None:
         check=False,
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, b"", b"\ninterrupted\n")
+
+
+def test_where_python_drops_it(tmp_path: Path) -> None:
+    """An exception that leaves a callback of the garbage collector, as Dask has one, is dropped."""
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPTS_COLLECTION)
+    ended = subprocess.run(
+        [sys.executable, "-m", "numpy_bloom.generate", "x", "--max-new-tokens", "2000"],
+        env={"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
+        capture_output=True,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (130, b"\ngenerate: interrupted\n")
 
 
 def test_other_programs_keep_their_own_way(tmp_path: Path) -> None:
