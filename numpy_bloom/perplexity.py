@@ -14,8 +14,7 @@ import numpy as np
 from numpy_bloom.errors import NumpyBloomError, OptionError, check_whole
 from numpy_bloom.model.forward import TokenIds
 from numpy_bloom.running.memory import Needs
-from numpy_bloom.running.model import check_finite
-from numpy_bloom.running.runner import Runner
+from numpy_bloom.running.runner import Runner, check_finite
 from numpy_bloom.text_file import Text
 from numpy_bloom.weights.budget import peak_memory_bytes
 from numpy_bloom.weights.dtypes import Floats
@@ -147,7 +146,7 @@ def score_windows(
             caches[: len(group)],
             [ids[window.end - window.scored : window.end] for window in group],
         )
-        check_finite(log_probabilities)
+        check_finite(log_probabilities, model)
         yield log_probabilities
 
 

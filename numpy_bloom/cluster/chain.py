@@ -34,6 +34,7 @@ class Chain:
         memory, threads: most that each worker may use. Default: what Dask gives it.
 
     Attributes:
+        folder: as given.
         workers: of the cluster.
         parts: in the order of a pass.
         names: by which tasks find the shares that hold them.
@@ -55,7 +56,7 @@ class Chain:
         self.parts: list[Part] = []
         self.names: list[str] = []
         self.expected_seconds = 0.0
-        self._folder = folder
+        self.folder = folder
         self._config = config
         self._sizes = Sizes.of(manifest, config.num_hidden_layers)
         self._actors: list[Future[Any]] = []
@@ -72,7 +73,7 @@ class Chain:
             self.end()  # gives back what they hold, before others need it
             try:
                 self.workers.look()
-                self.parts = deal(list(self.workers.offers.values()), self._sizes, self._folder)
+                self.parts = deal(list(self.workers.offers.values()), self._sizes, self.folder)
                 empty = self._empty_pass()
                 self.expected_seconds = expected_seconds(self.parts, empty)
                 logger.info("%s", plan_text(self.parts, empty))
@@ -143,7 +144,7 @@ class Chain:
             "unembeds": part.unembeds,
         }
         address = part.worker.address
-        return self.workers.start(address, name, Share, name, self._folder, self._config, options)
+        return self.workers.start(address, name, Share, name, self.folder, self._config, options)
 
     def _lost(self) -> list[int]:
         """Places of parts that nobody holds any more, as was seen when workers were asked."""

@@ -50,6 +50,7 @@ class ClusterModel:
 
     Attributes:
         config: as given.
+        folder: the converted model.
         bytes_read: of weights, read from disk by all passes so far.
     """
 
@@ -58,6 +59,7 @@ class ClusterModel:
 
     def __init__(self, config: BloomConfig, chain: Chain, close: Callable[[], None]) -> None:
         self.config = config
+        self.folder = chain.folder
         self.bytes_read = 0
         self._chain = chain
         self._runs = Runs(chain)

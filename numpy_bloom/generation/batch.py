@@ -10,8 +10,7 @@ import numpy as np
 from numpy_bloom.generation.continuation import Continuation, PassStats, Token
 from numpy_bloom.model.passes import Tap, no_tap
 from numpy_bloom.running.memory import Needs
-from numpy_bloom.running.model import check_finite
-from numpy_bloom.running.runner import Runner, SequenceCache
+from numpy_bloom.running.runner import Runner, SequenceCache, check_finite
 
 PASS_TOKENS = 512
 """A pass takes in no further prompt once it has so many tokens."""
@@ -68,7 +67,7 @@ class Batch:
             feeds = [text.feed() for text in active]
             rows = [text.rows for text in active]
             logits = self._model.run(feeds, caches, last=rows, tap=self.tap)
-            check_finite(logits)
+            check_finite(logits, self._model)
             for text, part in zip(active, np.split(logits, np.cumsum(rows)[:-1]), strict=True):
                 text.take(part)
         except BaseException:  # Ctrl-C for one: the pass can be repeated

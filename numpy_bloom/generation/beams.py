@@ -17,8 +17,7 @@ from numpy_bloom.generation.sampling import SamplingOptions, penalize_repetition
 from numpy_bloom.generation.text import TextStream
 from numpy_bloom.model.primitives import log_softmax
 from numpy_bloom.running.memory import Needs
-from numpy_bloom.running.model import check_finite
-from numpy_bloom.running.runner import Runner
+from numpy_bloom.running.runner import Runner, check_finite
 from numpy_bloom.weights.dtypes import Floats
 
 
@@ -235,7 +234,7 @@ class BeamSearch(Generation):
             [np.array(text[-fed:], dtype=np.int64) for text in texts],
             [one.cache for one in caches],
         )
-        check_finite(logits)
+        check_finite(logits, self._model)
         beams = advance(self._beams, logits, self.prompt_token_ids, self._options)
         for one, text in zip(caches, texts, strict=True):
             one.text = text

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.model.cache import Cache
 from numpy_bloom.model.config import BloomConfig
 from numpy_bloom.model.forward import (
@@ -23,7 +22,6 @@ from numpy_bloom.model.passes import Pass, Tap, no_tap
 from numpy_bloom.running.room import Room
 from numpy_bloom.weights.dtypes import Floats
 from numpy_bloom.weights.folder import Folder
-from numpy_bloom.weights.manifest import see_verify
 from numpy_bloom.weights.store import WeightStore
 from numpy_bloom.weights.team import one_blas_thread
 
@@ -199,16 +197,3 @@ def last_rows(lengths: Sequence[int], last: Sequence[int]) -> npt.NDArray[np.int
     return np.concatenate(
         [np.arange(end - count, end) for end, count in zip(ends, last, strict=True)]
     )
-
-
-def check_finite(output: Floats) -> None:
-    """Check what a pass computed.
-
-    Raises:
-        NumpyBloomError: NaN or inf is among it.
-    """
-    if not np.isfinite(output).all():
-        raise NumpyBloomError(
-            "the model's output is not finite, its weights may be damaged"
-            f"{see_verify('MODEL', deep=True)}"
-        )

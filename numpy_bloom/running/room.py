@@ -29,6 +29,7 @@ class Room:
 
     Attributes:
         config, store, memory, blocks: as given.
+        folder: the converted model.
         stream: the weights on their way through memory.
         parameters: all of them, as a tree.
         memory_for_all: what the run prepared last would need to read nothing from disk.
@@ -38,6 +39,7 @@ class Room:
         self, config: BloomConfig, store: WeightStore, memory: int, blocks: range | None = None
     ) -> None:
         self.config = config
+        self.folder = store.folder.path
         self.store = store
         self.memory = memory
         self.blocks = range(config.num_hidden_layers) if blocks is None else blocks

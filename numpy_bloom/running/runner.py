@@ -1,14 +1,19 @@
 """What texts, scores and commands ask of a model, wherever its blocks are."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
+from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.model.config import BloomConfig
 from numpy_bloom.model.forward import TokenIds
 from numpy_bloom.model.passes import Tap, no_tap
 from numpy_bloom.running.memory import Needs
 from numpy_bloom.running.room import OnWeights
 from numpy_bloom.weights.dtypes import Floats
+from numpy_bloom.weights.manifest import see_verify
 
 
 class SequenceCache(Protocol):
@@ -41,9 +46,11 @@ class Runner(Protocol):
     """`Model` is one. Caches are those that it prepared itself.
 
     Attributes:
-        config: the sizes.
+        folder: the converted model.
+        config: its sizes.
     """
 
+    folder: Path
     config: BloomConfig
 
     @property
@@ -100,3 +107,16 @@ class Runner(Protocol):
 
     def close(self) -> Any:
         """Give back all memory. It cannot be used afterwards."""
+
+
+def check_finite(output: Floats, model: Runner) -> None:
+    """Check what a pass of a model computed.
+
+    Raises:
+        NumpyBloomError: NaN or inf is among it.
+    """
+    if not np.isfinite(output).all():
+        raise NumpyBloomError(
+            "the model's output is not finite, its weights may be damaged"
+            f"{see_verify(model.folder, deep=True)}"
+        )

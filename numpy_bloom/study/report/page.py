@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from numpy_bloom.errors import NumpyBloomError, told
 from numpy_bloom.model.alibi import alibi_slopes
-from numpy_bloom.running.model import check_finite
+from numpy_bloom.running.runner import check_finite
 from numpy_bloom.study.report.labels import Labels, is_right_to_left
 from numpy_bloom.study.report.numbers import (
     NORMED,
@@ -51,7 +51,7 @@ def write_report(
     """
     if trace.past:
         raise NumpyBloomError("the report shows a text's first pass; this trace is of a later one")
-    check_finite(logits)
+    check_finite(logits, trace.model)
     path = check_page(path)
     aside = path.with_name(f"{path.name}.partial")
     with told(f"cannot write {path}"):
