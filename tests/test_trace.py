@@ -137,7 +137,7 @@ def test_arrays_of_any_order_are_written(tmp_path: Path) -> None:
         assert np.array_equal(arrays[name], ordered)
 
 
-def test_a_file_that_cannot_be_written_is_told_and_not_left(model: Bloom, tmp_path: Path) -> None:
+def test_a_pass_that_fails_leaves_no_arrays(model: Bloom, tmp_path: Path) -> None:
     """As on a full disk: an array that is too large for this process breaks off."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     size = 128 + 4 * len(IDS) * model.config.hidden_size
@@ -148,8 +148,7 @@ def test_a_file_that_cannot_be_written_is_told_and_not_left(model: Bloom, tmp_pa
             model.trace(IDS, folder=tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert (tmp_path / "blocks.0.attn.q.npy").exists()
-    assert not (tmp_path / "blocks.0.attn.qk.npy").exists()
+    assert not list(tmp_path.iterdir())
     assert np.array_equal(model.trace(IDS)[0], model(IDS))  # the model can go on
 
 

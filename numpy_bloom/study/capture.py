@@ -49,15 +49,17 @@ class Arrays(Mapping[str, Floats]):
         path = self._path(name)
         array = np.ascontiguousarray(array)
         header = np.lib.format.header_data_from_array_1_0(array)
-        with told(f"cannot write {path}"):
-            try:
-                with path.open("wb") as file:  # np.save would not say that the disk is full
-                    np.lib.format.write_array_header_1_0(file, header)
-                    file.write(array.data)
-            except OSError:
-                path.unlink(missing_ok=True)
-                raise
         self._arrays[name] = None
+        # np.save would not say that the disk is full.
+        with told(f"cannot write {path}"), path.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            file.write(array.data)
+
+    def discard(self) -> None:
+        """Remove the files of a pass that came to nothing."""
+        if self._folder is not None:
+            for name in self._arrays:
+                self._path(name).unlink(missing_ok=True)
 
     def __getitem__(self, name: str) -> Floats:
         array = self._arrays[name]

@@ -149,7 +149,11 @@ def run_traced(
     beside = trace_bytes(wanted, model.config, tokens, tokens, in_memory=folder is None)
     caches = model.prepare(Needs.of_one_pass([tokens], logit_rows=tokens, beside=beside))
     capture = Capture(arrays, wanted, edits or {}, tokens=tokens, seen=tokens)
-    logits = model.run([ids], caches, last=[tokens], tap=capture)
+    try:
+        logits = model.run([ids], caches, last=[tokens], tap=capture)
+    except BaseException:
+        arrays.discard()
+        raise
     return logits, Trace(model, ids, arrays, capture.block_seconds)
 
 
