@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -31,6 +32,12 @@ def step(pytestconfig: pytest.Config) -> int:
     """Tests that cut runs short, at very many places, do so at each place that is this far from the
     one before."""
     return 1 if pytestconfig.getoption("thorough") else 4
+
+
+@pytest.fixture(autouse=True, scope="session")
+def ctrl_c_is_heard() -> None:
+    """Also if the tests are a shell's job in the background: these are started without it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")

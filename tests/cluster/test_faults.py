@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -322,37 +323,47 @@ def shares(model: Bloom) -> list[share.Share]:
 @pytest.mark.parametrize("kill", [os.killpg, os.kill])
 def test_an_interrupted_command_leaves_no_process(kill: Callable[[int, int], None]) -> None:
     """Ctrl-C goes to all processes of a terminal; `kill -INT` to one."""
-    command = [sys.executable, "-m", "numpy_bloom.generate", "x", "--show-tokens"]
-    command += ["--max-new-tokens", "100000", "--cluster", "local:2"]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline().startswith("Token 1 ")
-    kill(process.pid, signal.SIGINT)
-    _, told = process.communicate(timeout=40)
-    assert told.endswith("generate: interrupted\n")
-    assert "Traceback" not in told
-    assert process.returncode == 130
-    for handle in _of_session(process.pid):
-        assert select.select([handle], [], [], 10)[0], "it does not end"
-        os.close(handle)
+    with generating("--show-tokens", "--max-new-tokens", "100000") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("Token 1 ")
+        kill(process.pid, signal.SIGINT)
+        _, told = process.communicate(timeout=40)
+        assert told.endswith("generate: interrupted\n")
+        assert "Traceback" not in told
+        assert process.returncode == 130
+        for handle in _of_session(process.pid):
+            assert select.select([handle], [], [], 10)[0], "it does not end"
+            os.close(handle)
 
 
 @pytest.mark.parametrize("seconds", [0, 0.1, 0.3])
 def test_ctrl_c_while_processes_start(seconds: float) -> None:
     """A cluster that has not started cannot be ended; one that has is."""
-    command = [sys.executable, "-m", "numpy_bloom.generate", "x", "--cluster", "local:2"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    while len(handles := _of_session(process.pid)) < 2:
+    with generating() as process:
+        while len(handles := _of_session(process.pid)) < 2:
+            for handle in handles:
+                os.close(handle)
         for handle in handles:
             os.close(handle)
-    for handle in handles:
-        os.close(handle)
-    time.sleep(seconds)
-    process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=40)
-    assert (process.returncode, told) == (130, "\ngenerate: interrupted\n")
+        time.sleep(seconds)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=40)
+        assert (process.returncode, told) == (130, "\ngenerate: interrupted\n")
+
+
+@contextmanager
+def generating(*options: str) -> Iterator[subprocess.Popen[str]]:
+    """The command on two processes of its own. Nothing is left of them if a test fails."""
+    command = [sys.executable, "-m", "numpy_bloom.generate", "x", "--cluster", "local:2", *options]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            yield process
+        except BaseException:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
 
 
 def _of_session(session: int) -> list[int]:
