@@ -14,6 +14,7 @@ from numpy_bloom.durable import sync_folder
 from numpy_bloom.errors import NumpyBloomError, OptionError, check_whole, told
 from numpy_bloom.model.config import read_config
 from numpy_bloom.sizes import size_text
+from numpy_bloom.weights.folder import check_listing
 from numpy_bloom.weights.manifest import ARRAYS_SUFFIX, MANIFEST, read_manifest
 
 
@@ -47,6 +48,7 @@ def split(target: Path, parts: int) -> list[tuple[Path, Part]]:
     check_whole("parts", parts, 1)
     manifest = read_manifest(target)
     blocks = read_config(target).num_hidden_layers
+    check_listing(target, manifest["files"], blocks)
     sizes = Sizes.of(manifest, blocks)
     names = frozenset(name for name in manifest["files"] if (target / name).is_file())
     workers = min(parts, blocks + 1)  # no more get anything: one for each block, one for the head

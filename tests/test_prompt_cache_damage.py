@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -178,28 +179,60 @@ def test_sizes_that_lie(tiny_model: Bloom, begun_file: Path, shape: list[Any], w
     told(tiny_model, begun_file, what)
 
 
-def test_options_that_were_edited(tiny_model: Bloom, begun_file: Path) -> None:
-    def edit(header: dict[str, Any]) -> None:
+def about_edited(file: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
+    """Change what a file says of its text."""
+
+    def edit_header(header: dict[str, Any]) -> None:
         about = json.loads(header["__metadata__"]["about"])
-        about["settings"]["temperature"] = 2.0
+        edit(about)
         header["__metadata__"]["about"] = json.dumps(about)
 
-    edited(begun_file, edit)
-    told(tiny_model, begun_file, "its header or its first token is wrong")
+    edited(file, edit_header)
 
 
-def test_records_of_another_kind(tiny_model: Bloom, begun_file: Path) -> None:
-    """Written by hand, with checksums that agree: an id that is no token."""
+def rewrite_records(file: Path, token_ids: Sequence[int]) -> None:
+    """Write the first records by hand, with checksums that agree with each other and the header."""
     kept = prompt_cache_layout
-    content = bytearray(begun_file.read_bytes())
+    content = bytearray(file.read_bytes())
     start = 8 + int.from_bytes(content[:8], "little")
     check = kept.checksum_of(content[:start], 0)
-    for place in range(len(PROMPT) + 1):
-        token_id = PROMPT[place] if place < len(PROMPT) else 999
+    for place, token_id in enumerate(token_ids):
         record = kept.CONTENT.pack(token_id, 0.0, 1)
         check = kept.checksum_of(record, check)
         at = start + 32 * place
         content[at : at + 32] = record + check.to_bytes(8, "little")
-    begun_file.write_bytes(content)
+    file.write_bytes(content)
+
+
+def test_options_that_were_edited(tiny_model: Bloom, begun_file: Path) -> None:
+    about_edited(begun_file, lambda about: about["settings"].update(temperature=2.0))
+    told(tiny_model, begun_file, "its header or its first token is wrong")
+
+
+@pytest.mark.parametrize(
+    ("edit", "name"),
+    [
+        (lambda about: about.pop("model"), "model"),
+        (lambda about: about.pop("settings"), "settings"),
+        (lambda about: about.pop("prompt_tokens"), "prompt_tokens"),
+        (lambda about: about.pop("taken_over"), "taken_over"),
+        (lambda about: about["settings"].pop("temperature"), "temperature"),
+        (lambda about: about["settings"].pop("draft_model"), "draft_model"),
+    ],
+)
+def test_another_version(
+    tiny_model: Bloom, begun_file: Path, edit: Callable[[dict[str, Any]], Any], name: str
+) -> None:
+    """It knew less of a text."""
+    about_edited(begun_file, edit)
+    rewrite_records(begun_file, PROMPT + [5] * BEGUN)
+    for run in (again, lambda model, file: ids_of(model.resume(file))):
+        with pytest.raises(NumpyBloomError, match=f"^{begun_file} does not say {name}, it was"):
+            run(tiny_model, begun_file)
+
+
+def test_records_of_another_kind(tiny_model: Bloom, begun_file: Path) -> None:
+    """An id that is no token."""
+    rewrite_records(begun_file, [*PROMPT, 999])
     with pytest.raises(NumpyBloomError, match="token id 999 is out of range"):
         tiny_model.resume(begun_file, ignore_damaged_cache=True)

@@ -50,6 +50,24 @@ def test_resume(
     assert text_file.read_bytes() == ended
 
 
+def test_speed_of_a_text_that_goes_on(endless_model: Bloom, text_file: Path) -> None:
+    """Its first pass may give several tokens, which are not those of the passes after it."""
+    generation = endless_model.generate(
+        PROMPT, max_new_tokens=40, prompt_cache=text_file, draft_model=endless_model
+    )
+    next(generation)
+    del generation
+    resumed = endless_model.resume(text_file, draft_model=endless_model)
+    restored = len(resumed.token_ids)
+    for _ in range(restored + 1):  # a token, and all that come with it
+        next(resumed)
+    first = len(resumed.token_ids) - restored
+    assert first > 1
+    list(resumed)
+    rate = (40 - restored - first) / resumed.stats.decode_seconds
+    assert resumed.stats.tokens_per_second == pytest.approx(rate)
+
+
 def test_resume_with_a_draft_model(endless_model: Bloom, text_file: Path, tmp_path: Path) -> None:
     checkpoint = Checkpoint(heads=3, hidden=24, **ENDLESS)
     for name, array in checkpoint.tensors.items():

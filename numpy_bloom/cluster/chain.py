@@ -19,6 +19,7 @@ from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.model.config import BloomConfig
 from numpy_bloom.model.forward import TokenIds
 from numpy_bloom.running.model import Leg
+from numpy_bloom.weights.folder import check_listing
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,9 @@ class Chain:
         config: the model's sizes.
         manifest: of the folder.
         memory, threads: most that each worker may use. Default: what Dask gives it.
+
+    Raises:
+        NumpyBloomError: the manifest does not list the model's files.
 
     Attributes:
         folder: as given.
@@ -51,6 +55,7 @@ class Chain:
         memory: int | None,
         threads: int | None,
     ) -> None:
+        check_listing(folder, manifest["files"], config.num_hidden_layers)
         files = {name: entry["size"] for name, entry in manifest["files"].items()}
         self.workers = Workers(client, partial(survey, folder, config, files, memory, threads))
         self.parts: list[Part] = []

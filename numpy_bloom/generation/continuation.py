@@ -86,6 +86,7 @@ class Continuation:
         drafter: guesses.
         passes: those in which it took part.
         restored: how many of its new tokens come from its file.
+        first: how many come from its first pass.
     """
 
     def __init__(
@@ -122,6 +123,7 @@ class Continuation:
             if self.finish_reason is not None:
                 prompt_cache.close()
         self.restored = len(self._said)
+        self.first = 1
 
     @property
     def token_ids(self) -> list[int]:
@@ -237,6 +239,8 @@ class Continuation:
         assert self.cache is not None
         chosen = self._choose(logits)
         self.add(chosen)
+        if not self.passes:
+            self.first = len(chosen)
         self.cache.length = len(self.prompt_token_ids) + len(self.token_ids) - 1
         self._adapt(len(chosen) - 1)
 
@@ -306,7 +310,7 @@ class Continuation:
         return text, "stop" if self._text.stopped else reason
 
     def _adapt(self, held: int) -> None:
-        """Guess twice as many as held next time, or as many as allowed if all of them did."""
+        """Guess twice as many as held next time, within what is allowed."""
         if self._draft.ids:
             more = 2 * held if held < len(self._draft.ids) else 2 * self._guesses
             self._guesses = max(1, min(more, self._options.draft_tokens))

@@ -29,7 +29,7 @@ class Stats:
     Attributes:
         passes: passes over the weights.
         tokens_per_pass: new tokens of each; more than 1 where guesses held.
-        prefill_seconds: of the first pass, which takes in the prompt.
+        prefill_seconds: of the first pass, which takes in the prompt, or a text that goes on.
         decode_seconds: of all passes after it.
         tokens_per_second: of those; 0 if there was none.
         weight_bytes_pinned: weights in memory before the first pass.
@@ -95,7 +95,7 @@ class Generation(Iterator[Token], ABC):
             tokens_per_pass=new / len(passes) if passes else 0.0,
             prefill_seconds=prefill,
             decode_seconds=decode,
-            tokens_per_second=(new - 1) / decode if decode else 0.0,
+            tokens_per_second=(new - self._continuation.first) / decode if decode else 0.0,
             weight_bytes_pinned=passes[0].bytes_pinned if passes else 0,
             weight_bytes_read=sum(one.bytes_read for one in passes),
             peak_memory_bytes=peak_memory_bytes(),

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from numpy_bloom.errors import NumpyBloomError, OptionError, told
+from numpy_bloom.errors import NumpyBloomError, OptionError, listing, told
 from numpy_bloom.generation.drafts import common_prefix
 from numpy_bloom.generation.options import GenerationOptions
 from numpy_bloom.generation.prompt_cache_file import PromptCacheFile
@@ -17,6 +17,8 @@ from numpy_bloom.generation.text import stop_texts
 from numpy_bloom.model.config import BloomConfig
 from numpy_bloom.running.runner import SequenceCache
 
+ABOUT = ["model", "settings", "prompt_tokens", "taken_over"]
+"""What a file says of its text."""
 Fingerprint = dict[str, Any]
 """What tells models apart, see `fingerprint`."""
 
@@ -226,6 +228,12 @@ def _opened(
 ) -> PromptCacheFile:
     """A file that is whole, or damaged only beyond its prompt, and of this model."""
     file = PromptCacheFile.open(path, write=write, ignore_damaged=ignore_damaged)
+    lacking = _lacking(file.about)
+    if lacking:
+        raise NumpyBloomError(
+            f"{path} does not say {listing(lacking)}, it was written with another version; choose "
+            "another file"
+        )
     prompt = file.about["prompt_tokens"]
     if len(file.ids) < prompt:
         raise DamagedError(path, f"of the {prompt} tokens of its prompt {len(file.ids)} are there")
@@ -241,6 +249,13 @@ def _opened(
             "choose another file, or the model that it was written with"
         )
     return file
+
+
+def _lacking(about: Mapping[str, Any]) -> list[str]:
+    """What a file does not say of its text."""
+    options = [*(field.name for field in fields(GenerationOptions)), "draft_model"]
+    lacking = [name for name in ABOUT if name not in about]
+    return lacking or [name for name in options if name not in about["settings"]]
 
 
 def _cached(file: PromptCacheFile) -> int:

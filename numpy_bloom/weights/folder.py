@@ -162,9 +162,7 @@ class Folder:
         """
         manifest = read_manifest(path)
         entries = manifest["files"]
-        wrong = next(listing_faults(entries, blocks), None)
-        if wrong:
-            raise NumpyBloomError(f"{path / MANIFEST} {wrong}; {way_out(path)}")
+        check_listing(path, entries, blocks)
         inside = [block_file(i) for i in (range(blocks) if only is None else only)]
         head = head_files(manifest) if unembeds else []
         wanted = {*inside, *head, *([EMBEDDINGS] if embeds else [])}
@@ -182,6 +180,17 @@ class Folder:
         """The file of the matrix that makes logits, if it was opened."""
         head = head_files(self.manifest)
         return head[-1] if set(head) <= self.vectors.keys() else None
+
+
+def check_listing(path: Path, names: Collection[str], blocks: int) -> None:
+    """See that a folder's manifest lists the array files of a model of so many blocks.
+
+    Raises:
+        NumpyBloomError: it lacks one, or lists others.
+    """
+    wrong = next(listing_faults(names, blocks), None)
+    if wrong:
+        raise NumpyBloomError(f"{path / MANIFEST} {wrong}; {way_out(path)}")
 
 
 def listing_faults(names: Collection[str], blocks: int) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """Machines that have some of the files only."""
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -127,6 +128,19 @@ def test_one_that_stays_away_is_given_up(
         with pytest.raises(NumpyBloomError, match="no other one has the files of blocks 0 to 3"):
             spread(PROMPTS[0])
     (machines[0] / CLOSED).unlink()
+
+
+def test_a_manifest_that_lists_too_little(folder: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(folder, model)
+    manifest = json.loads((model / MANIFEST).read_text())
+    del manifest["files"][block_file(3)]
+    (model / MANIFEST).write_text(json.dumps(manifest))
+    told = f"^{model / MANIFEST} does not list {block_file(3)}; convert the checkpoint again"
+    with pytest.raises(NumpyBloomError, match=told):
+        split(model, 2)
+    with pytest.raises(NumpyBloomError, match=told), opened(model, "local:1"):
+        pass
 
 
 def test_split_of_the_current_folder(
