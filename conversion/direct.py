@@ -5,6 +5,7 @@ a gibibyte which the disk itself took in 0.5 s (see docs/performance.md). `O_DIR
 page-aligned buffers to the disk as they are.
 """
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -17,7 +18,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from numpy_bloom.weights.files import O_DIRECT, page_buffer
-from numpy_bloom.weights.safetensors_file import ALIGNMENT
 
 BUFFER_BYTES = 4 << 20
 BUFFERS = 4
@@ -117,9 +117,13 @@ def _open_direct(path: Path) -> int:
 
 
 def _write(handle: int, content: memoryview) -> None:
-    """Write at the end of a file; through the page cache what does not end with a page."""
-    if O_DIRECT and content.nbytes % ALIGNMENT:
-        flags = fcntl.fcntl(handle, fcntl.F_GETFL)
-        fcntl.fcntl(handle, fcntl.F_SETFL, flags & ~O_DIRECT)
+    """Write at the end of a file; through the page cache what the system does not take past it: the
+    last bytes, if they do not fill a page, and all where a file system cannot."""
     while content:
-        content = content[os.write(handle, content) :]
+        flags = fcntl.fcntl(handle, fcntl.F_GETFL)
+        try:
+            content = content[os.write(handle, content) :]
+        except OSError as error:
+            if error.errno != errno.EINVAL or not flags & O_DIRECT:
+                raise
+            fcntl.fcntl(handle, fcntl.F_SETFL, flags & ~O_DIRECT)

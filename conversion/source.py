@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 from conversion.shards import WEIGHTS
-from numpy_bloom.errors import NumpyBloomError, told
+from numpy_bloom.errors import NumpyBloomError, failing_as
 
 COPIED = (
     "config.json",
@@ -97,7 +97,7 @@ class LocalSource:
         Raises:
             NumpyBloomError: it cannot be deleted.
         """
-        with told(f"cannot delete {self.folder / name}"):
+        with failing_as(f"cannot delete {self.folder / name}"):
             (self.folder / name).unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -110,7 +110,7 @@ def _names_in(folder: Path) -> list[str]:
     Raises:
         NumpyBloomError: it cannot be read.
     """
-    with told(f"cannot read the checkpoint's folder {folder}"):
+    with failing_as(f"cannot read the checkpoint's folder {folder}"):
         return [file.name for file in folder.iterdir()]
 
 

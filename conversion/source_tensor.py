@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from numpy_bloom.errors import NumpyBloomError, told
+from numpy_bloom.errors import NumpyBloomError, failing_as
 from numpy_bloom.weights.dtypes import STORED, Stored
 from numpy_bloom.weights.safetensors_file import StoredArray
 
@@ -61,7 +61,7 @@ class SourceTensor(StoredArray):
         count = extent(shape, strides)
         offset = self.offset + start * strides[0] * itemsize
         mapped = strides != row_major(shape)
-        with told(f"cannot read {self}"):
+        with failing_as(f"cannot read {self}"):
             span = self._span(count, offset, mapped=mapped)
         if span.size != count:
             raise NumpyBloomError(f"{self} is truncated; download the file again")

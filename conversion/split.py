@@ -11,7 +11,7 @@ from conversion.target import PARTIAL, beside
 from numpy_bloom.cluster.plan import Part, Sizes, Worker, deal, needed_files
 from numpy_bloom.command import parser, path_argument, run_command
 from numpy_bloom.durable import sync_folder
-from numpy_bloom.errors import NumpyBloomError, OptionError, check_whole, told
+from numpy_bloom.errors import NumpyBloomError, OptionError, check_whole, failing_as
 from numpy_bloom.model.config import read_config
 from numpy_bloom.sizes import size_text
 from numpy_bloom.weights.folder import check_listing
@@ -73,7 +73,7 @@ def _write(target: Path, names: list[str], folder: Path) -> None:
     partial = beside(folder, PARTIAL)
     if partial.exists() or partial.is_symlink():
         raise NumpyBloomError(f"{partial} is there, perhaps of a run that was cut off; remove it")
-    with told(f"cannot write {folder}"):
+    with failing_as(f"cannot write {folder}"):
         partial.mkdir()
         try:
             for name in dict.fromkeys(names):

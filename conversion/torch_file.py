@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from conversion.source_tensor import SourceTensor, extent
 from conversion.torch_pickle import Tensor, read_pickle
-from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.errors import NumpyBloomError, failing_as
 from numpy_bloom.weights.bounded import open_regular
 from numpy_bloom.weights.dtypes import FLOATING, STORED
 
@@ -56,7 +56,7 @@ def read_torch_file(path: Path) -> dict[str, SourceTensor]:
             is larger than it.
     """
     try:
-        with _Bounded(open_regular(path).detach()) as file:
+        with failing_as(f"cannot read {path}"), _Bounded(open_regular(path).detach()) as file:
             if file.read(4) != _LOCAL_HEADER:
                 raise NumpyBloomError(
                     f"{path} is not in the zip format that torch.save writes since PyTorch 1.6; "
@@ -68,8 +68,6 @@ def read_torch_file(path: Path) -> dict[str, SourceTensor]:
             byteorder = entries.get(f"{prefix}byteorder")
             if byteorder and (byteorder.size != 6 or _content(file, byteorder) != b"little"):
                 raise NumpyBloomError(f"{path} is not little-endian, which is all that is read")
-    except OSError as error:
-        raise NumpyBloomError(f"cannot read {path}: {error}") from error
     except _MALFORMED as error:
         raise NumpyBloomError(
             f"cannot read {path} ({type(error).__name__}: {error}); "

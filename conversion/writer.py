@@ -17,7 +17,7 @@ from conversion.direct import DirectWriter, Written
 from conversion.journal import Entry, Journal, Origin, is_whole
 from conversion.target import PARTIAL, REPLACED, beside, check_ours, discard, name_folder
 from numpy_bloom.durable import UNFINISHED, give_name, put, sync_folder
-from numpy_bloom.errors import NumpyBloomError, told
+from numpy_bloom.errors import NumpyBloomError, failing_as
 from numpy_bloom.weights.dtypes import Stored
 from numpy_bloom.weights.manifest import FORMAT_VERSION, MANIFEST
 from numpy_bloom.weights.safetensors_file import Spec, header_bytes
@@ -61,7 +61,7 @@ class FolderWriter:
         self._pending: deque[Future[None]] = deque()
 
     def __enter__(self) -> "FolderWriter":
-        with told(f"cannot write {self.folder}"):
+        with failing_as(f"cannot write {self.folder}"):
             check_ours(self._replaced, self._journal.path)
             self.folder.mkdir(parents=True, exist_ok=True)
             self._handle = os.open(self.folder, os.O_RDONLY)
@@ -130,7 +130,7 @@ class FolderWriter:
 
     def begin(self) -> None:
         """Remove all that is not complete: from here on files are written."""
-        with told(f"cannot write {self.folder}"):
+        with failing_as(f"cannot write {self.folder}"):
             self._begun = True
             for file in self.folder.iterdir():
                 if not self._journal.files.get(file.name):
@@ -153,7 +153,7 @@ class FolderWriter:
             metadata: of the header.
         """
         unfinished = self.folder / (name + UNFINISHED)
-        with told(f"cannot write {self.folder / name}"):
+        with failing_as(f"cannot write {self.folder / name}"):
             try:
                 pieces = _pieces(header_bytes(arrays, metadata), values)
                 written = self._writer.write(unfinished, pieces)
@@ -167,7 +167,7 @@ class FolderWriter:
     def _complete(self, name: str, written: Written) -> None:
         """Have a file and its name on disk, then a note of it."""
         path = self.folder / name
-        with told(f"cannot write {path}"):
+        with failing_as(f"cannot write {path}"):
             try:
                 wait(written.writes)  # whatever comes of one: they use the handle
                 for write in written.writes:
@@ -239,7 +239,7 @@ class FolderWriter:
 
     def publish(self) -> None:
         """Give the folder its name: all that it is to hold is complete."""
-        with told(f"cannot write {self._target}"):
+        with failing_as(f"cannot write {self._target}"):
             journal = self._journal.path
             name_folder(
                 self.folder, self._target, self._replaced, journal, overwrite=self._overwrite
@@ -249,7 +249,7 @@ class FolderWriter:
 
     def move_into_target(self, names: Iterable[str]) -> None:
         """Replace files of a folder that is there already; what is left of ours goes."""
-        with told(f"cannot write {self._target}"):
+        with failing_as(f"cannot write {self._target}"):
             for name in names:
                 (self.folder / name).replace(self._target / name)
             sync_folder(self._target)

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from numpy_bloom.errors import told
+from numpy_bloom.errors import failing_as
 
 UNFINISHED = ".new"
 """What the name of a file ends with until it is complete."""
@@ -16,7 +16,7 @@ PIECE_BYTES = 8 << 20
 def put(path: Path, content: bytes) -> None:
     """Write a small file, in the place of an older one if there is one."""
     unfinished = path.with_name(path.name + UNFINISHED)
-    with told(f"cannot write {path}"), unfinished.open("wb") as file:
+    with failing_as(f"cannot write {path}"), unfinished.open("wb") as file:
         file.write(content)
         file.flush()
         give_name(file.fileno(), unfinished, path)

@@ -54,7 +54,7 @@ def check_whole(name: str, value: object, least: int, most: float = 10**12) -> N
 
 
 @contextmanager
-def told(what: str, way_out: str = "") -> Iterator[None]:
+def failing_as(what: str, way_out: str = "") -> Iterator[None]:
     """Within it a failure of the disk (no permission, no room) becomes one clear line."""
     try:
         yield

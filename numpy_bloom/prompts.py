@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from numpy_bloom.command import text_argument
-from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.errors import NumpyBloomError, failing_as
 from numpy_bloom.weights.bounded import parse_json
 
 
@@ -33,8 +33,9 @@ def _text(name: str) -> str:
     if name == "-":
         return text_argument("-")
     try:
-        return Path(name).read_text(encoding="utf-8")
-    except (OSError, UnicodeError) as error:
+        with failing_as(f"cannot read {name}"):
+            return Path(name).read_text(encoding="utf-8")
+    except UnicodeError as error:
         raise NumpyBloomError(f"cannot read {name}: {error}") from error
 
 

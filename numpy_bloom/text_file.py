@@ -10,7 +10,7 @@ from typing import TextIO
 
 import numpy as np
 
-from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.errors import NumpyBloomError, failing_as
 from numpy_bloom.inputs import token_id_array
 from numpy_bloom.model.forward import TokenIds
 from numpy_bloom.text_model import TextModel
@@ -47,14 +47,12 @@ def read_text(bloom: TextModel, name: str) -> Text:
     shown = "stdin" if name == "-" else name
     parts, nbytes = [np.empty(0, dtype=np.int64)], 0
     try:
-        with _open(name) as file:
+        with failing_as(f"cannot read {shown}"), _open(name) as file:
             for piece in pieces(file):
                 parts.append(np.array(bloom.encode(piece), dtype=np.int64))
                 nbytes += len(piece.encode())
     except UnicodeDecodeError as error:
         raise NumpyBloomError(f"{shown} is not UTF-8: {error.reason}") from error
-    except OSError as error:
-        raise NumpyBloomError(f"cannot read {shown}: {error.strerror}") from error
     ids = np.concatenate(parts)
     if len(ids):
         ids = token_id_array(ids, bloom.config)

@@ -1,6 +1,7 @@
 """Files that are written past the page cache: every byte, whatever pieces they come in."""
 
 import errno
+import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
@@ -73,6 +74,22 @@ def test_a_file_system_that_knows_nothing_of_it(
         return real(path, flags, mode)
 
     monkeypatch.setattr(os, "open", plain_open)
+    content = content_of(3 * BUFFER + 1)
+    ended(writer.write(tmp_path / "file", pieces(content, 1000)))
+    assert (tmp_path / "file").read_bytes() == content
+
+
+def test_a_file_system_that_opens_for_direct_writes_but_refuses_them(
+    tmp_path: Path, writer: DirectWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.write
+
+    def refusing(handle: int, content: memoryview) -> int:
+        if fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_DIRECT:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return real(handle, content)
+
+    monkeypatch.setattr(os, "write", refusing)
     content = content_of(3 * BUFFER + 1)
     ended(writer.write(tmp_path / "file", pieces(content, 1000)))
     assert (tmp_path / "file").read_bytes() == content

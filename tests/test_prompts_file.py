@@ -113,7 +113,7 @@ def test_prompts_with_other_separators(
         (b'{"prompt": "a"}\n\n{"prompt": ""}\n', "{}, line 3 has an empty 'prompt'"),
         (b'\n{"prompt": "\\ud800"}\n', "{}, line 2 has a 'prompt' that is no valid Unicode"),
         (b"a\nb\xff\n", "cannot read {}: 'utf-8' codec can't decode byte 0xff"),
-        (None, "cannot read {}: [Errno 2] No such file or directory"),
+        (None, "cannot read {}: No such file or directory"),
     ],
 )
 def test_bad_files(

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from numpy_bloom.errors import NumpyBloomError, OptionError, listing, told
+from numpy_bloom.errors import NumpyBloomError, OptionError, failing_as, listing
 from numpy_bloom.generation.drafts import common_prefix
 from numpy_bloom.generation.options import GenerationOptions
 from numpy_bloom.generation.prompt_cache_file import PromptCacheFile
@@ -77,7 +77,7 @@ class PromptCache:
             NumpyBloomError: what is taken over is damaged, or the file cannot be written.
         """
         if self.file is not None:
-            with told(f"cannot read {self.path}"):
+            with failing_as(f"cannot read {self.path}"):
                 self.file.load(cache, self.wanted, ignore_damaged=self.ignore_damaged)
         if self.goes_on:
             assert self.file is not None
@@ -89,7 +89,7 @@ class PromptCache:
             self.path, about, len(ids) + self.settings["max_new_tokens"], cache
         )
         try:
-            with told(f"cannot write {self.path}"):
+            with failing_as(f"cannot write {self.path}"):
                 new.save(cache, ids, [0.0] * len(ids), self.guesses)
             new.publish()
         except BaseException:
@@ -119,7 +119,7 @@ class PromptCache:
         assert self.file is not None
         ids = [*self.prompt_token_ids, *token_ids]
         way_out = "; it holds the text up to here: make room, and resume it"
-        with told(f"cannot write {self.path}", way_out):
+        with failing_as(f"cannot write {self.path}", way_out):
             self.file.check_name()
             self.file.save(cache, ids, [*[0.0] * len(self.prompt_token_ids), *logprobs], guesses)
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from numpy_bloom.durable import give_name
-from numpy_bloom.errors import NumpyBloomError, told
+from numpy_bloom.errors import NumpyBloomError, failing_as
 from numpy_bloom.generation.prompt_cache_layout import (
     CONTENT,
     RECORD,
@@ -70,7 +70,7 @@ class PromptCacheFile:
             DamagedError: its header is damaged, or it ends early, or its tokens are damaged.
             NumpyBloomError: it cannot be read, is something else, or another run has it.
         """
-        with told(f"cannot read {path}"):
+        with failing_as(f"cannot read {path}"):
             if not stat.S_ISREG(path.stat().st_mode):
                 raise NumpyBloomError(f"{path} is no file; choose another name")
             handle = os.open(path, os.O_RDWR if write else os.O_RDONLY)
@@ -100,7 +100,7 @@ class PromptCacheFile:
             NumpyBloomError: it cannot be written, or another run writes it.
         """
         partial = _partial(path)
-        with told(f"cannot write {partial}"):
+        with failing_as(f"cannot write {partial}"):
             handle = os.open(partial, os.O_RDWR | os.O_CREAT, 0o666)
             layout = Layout.of(_json(about), tokens, cache.token_shape)
             file = cls(path, handle, layout, about)
@@ -122,7 +122,7 @@ class PromptCacheFile:
         Raises:
             NumpyBloomError: that is not possible.
         """
-        with told(f"cannot write {self.path}"):
+        with failing_as(f"cannot write {self.path}"):
             give_name(self._handle, _partial(self.path), self.path)
 
     def load(self, cache: SequenceCache, tokens: int, *, ignore_damaged: bool) -> None:
@@ -187,7 +187,7 @@ class PromptCacheFile:
     def cut(self) -> None:
         """Clear the records beyond the text, of a pass that was cut off."""
         known, end = len(self._checks), self._layout.tokens
-        with told(f"cannot write {self.path}"):
+        with failing_as(f"cannot write {self.path}"):
             for place in range(known, end, READ_BYTES // RECORD.size):
                 start, stop = self._layout.record_at(place), self._layout.record_at(end)
                 self._write(bytes(min(READ_BYTES, stop - start)), start)
@@ -206,7 +206,7 @@ class PromptCacheFile:
 
     def sync(self) -> None:
         """See that all of it is on disk."""
-        with told(f"cannot write {self.path}"):
+        with failing_as(f"cannot write {self.path}"):
             os.fsync(self._handle)
 
     def discard(self) -> None:

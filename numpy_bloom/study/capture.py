@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from numpy_bloom.errors import NumpyBloomError, told
+from numpy_bloom.errors import NumpyBloomError, failing_as
 from numpy_bloom.model.config import BloomConfig
 from numpy_bloom.study.stages import BY_KEYS, LATER_KEYS, local_name, matching, stage_shape
 from numpy_bloom.weights.dtypes import Floats
@@ -31,7 +31,7 @@ class Arrays(Mapping[str, Floats]):
         self._folder = folder
         self._arrays: dict[str, Floats | None] = {}
         if folder is not None:
-            with told(f"cannot write {folder}"):
+            with failing_as(f"cannot write {folder}"):
                 folder.mkdir(parents=True, exist_ok=True)
             if any(folder.glob("*.npy")):
                 raise NumpyBloomError(f"{folder} holds arrays already; choose another folder")
@@ -51,7 +51,7 @@ class Arrays(Mapping[str, Floats]):
         header = np.lib.format.header_data_from_array_1_0(array)
         self._arrays[name] = None
         # np.save would not say that the disk is full.
-        with told(f"cannot write {path}"), path.open("wb") as file:
+        with failing_as(f"cannot write {path}"), path.open("wb") as file:
             np.lib.format.write_array_header_1_0(file, header)
             file.write(array.data)
 

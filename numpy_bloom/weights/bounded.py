@@ -8,7 +8,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from numpy_bloom.errors import NumpyBloomError
+from numpy_bloom.errors import NumpyBloomError, failing_as
 
 MOST_JSON_BYTES = 1_000_000
 """The index of the largest BLOOM has 70 kB, the manifest of a model of 1,000 blocks 150 kB."""
@@ -68,10 +68,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_json_and_bytes(path: Path, most: int) -> tuple[dict[str, Any], bytes]:
     """The same of a file of at most so many bytes, and these."""
-    try:
+    with failing_as(f"cannot read {path}"):
         content = read_bounded(path, most)
+    try:
         value = parse_json(content)
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise NumpyBloomError(f"cannot read {path}: {error}") from error
     if not isinstance(value, dict):
         raise NumpyBloomError(f"{path} must hold a JSON object, not {type(value).__name__}")

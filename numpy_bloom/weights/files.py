@@ -11,7 +11,7 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from numpy_bloom.errors import NumpyBloomError, told
+from numpy_bloom.errors import NumpyBloomError, failing_as
 from numpy_bloom.weights.manifest import see_verify
 from numpy_bloom.weights.safetensors_file import ALIGNMENT
 
@@ -52,7 +52,7 @@ class DirectFiles:
         begin = offset - offset % ALIGNMENT
         skip = offset - begin
         length = -(-(skip + nbytes) // ALIGNMENT) * ALIGNMENT
-        with told(f"cannot read {path}"):
+        with failing_as(f"cannot read {path}"):
             handle = self._open(path)
             count, before = 0, -1
             while before < count < skip + nbytes:  # not further than before: the end of the file

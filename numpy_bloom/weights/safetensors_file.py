@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from numpy_bloom.errors import NumpyBloomError, told
+from numpy_bloom.errors import NumpyBloomError, failing_as
 from numpy_bloom.weights.bounded import open_regular, parse_json
 from numpy_bloom.weights.dtypes import SAFETENSORS_CODES, STORED, Stored
 from numpy_bloom.weights.manifest import see_verify
@@ -59,7 +59,8 @@ def read_header(path: Path) -> dict[str, StoredArray]:
     dtypes = {code: dtype for dtype, code in SAFETENSORS_CODES.items()}
     arrays = {}
     try:
-        offset = _data_start(path)
+        with failing_as(f"cannot read {path}"):
+            offset = _data_start(path)
         with safe_open(path, framework="numpy") as file:
             for name in file.offset_keys():
                 code = file.get_slice(name).get_dtype()
@@ -120,7 +121,7 @@ def read_stored(array: StoredArray) -> Stored:
     Raises:
         NumpyBloomError: the file cannot be read or is shorter than its header says.
     """
-    with told(f"cannot read {array}"):
+    with failing_as(f"cannot read {array}"):
         values = np.fromfile(
             array.path, STORED[array.dtype], count=math.prod(array.shape), offset=array.offset
         )

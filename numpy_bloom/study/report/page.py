@@ -12,7 +12,7 @@ from typing import IO, Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from numpy_bloom.errors import NumpyBloomError, told
+from numpy_bloom.errors import NumpyBloomError, failing_as
 from numpy_bloom.model.alibi import alibi_slopes
 from numpy_bloom.running.runner import check_finite
 from numpy_bloom.study.report.labels import Labels, is_right_to_left
@@ -54,7 +54,7 @@ def write_report(
     check_finite(logits, trace.model)
     path = check_page(path)
     aside = path.with_name(f"{path.name}.partial")
-    with told(f"cannot write {path}"):
+    with failing_as(f"cannot write {path}"):
         try:
             with aside.open("w", encoding="utf-8") as file:
                 _write(file, trace, logits, tokenizer)
@@ -77,7 +77,7 @@ def check_page(path: str | Path) -> Path:
     path = Path(path).resolve()  # a link stays a link
     if path.exists() and not path.is_file():
         raise NumpyBloomError(f"{path} is no regular file; choose another")
-    with told(f"cannot write {path}"), TemporaryFile(dir=path.parent):
+    with failing_as(f"cannot write {path}"), TemporaryFile(dir=path.parent):
         return path
 
 
