@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from numpy_bloom.model.config import BloomConfig
-from numpy_bloom.weights.bounded import read_json
+from numpy_bloom.model.config import BloomConfig, read_config
 from numpy_bloom.weights.folder import ArrayFile, model_files
 from numpy_bloom.weights.safetensors_file import StoredArray, read_header
 
@@ -13,6 +12,6 @@ Contents = list[tuple[ArrayFile, dict[str, StoredArray]]]
 
 def read_converted(folder: Path) -> tuple[BloomConfig, Contents]:
     """The config and the contents of a converted folder whose head is its word embeddings."""
-    config = BloomConfig.from_dict(read_json(folder / "config.json"))
+    config = read_config(folder)
     files = model_files(config.num_hidden_layers, config.hidden_size, config.vocab_size)
     return config, [(file, read_header(folder / file.name)) for file in files]

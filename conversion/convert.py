@@ -21,6 +21,7 @@ from conversion.target import (
 )
 from conversion.writer import FolderWriter
 from numpy_bloom.errors import NumpyBloomError, OptionError
+from numpy_bloom.model.config import CONFIG
 from numpy_bloom.sizes import size_text
 from numpy_bloom.weights.folder import EMBEDDINGS, LM_HEAD, ArrayFile
 from numpy_bloom.weights.formats import BY_STORED_DTYPE, FORMATS
@@ -108,9 +109,7 @@ def _convert(
 ) -> None:
     """Check, plan, write all that is not complete, and put it in its place."""
     identities = {
-        name: source.identity(name)
-        for name in ("config.json", *checkpoint.shards)
-        if name in source.sizes
+        name: source.identity(name) for name in (CONFIG, *checkpoint.shards) if name in source.sizes
     }
     writer.resume({"options": [dtype, head_dtype], "files": identities})
     files = [file for file in checkpoint.files if file.name not in writer.complete]

@@ -16,8 +16,8 @@ from numpy_bloom.weights.formats import Encoder, encoder
 from numpy_bloom.weights.safetensors_file import Spec, array_bytes
 
 ROWS_BYTES = 4 << 20
-"""How much of a tensor is read at once. Widened, rounded and compared, it takes some five times
-as much memory."""
+"""How much of a tensor is read at once. Widened, rounded and compared, it takes several times as
+much memory (`plan.STRETCHES`, at most)."""
 
 
 def stored_dtype(tensor: SourceTensor, dtype: str) -> str:

@@ -10,7 +10,7 @@ from conversion.shards import INDEX_SUFFIX
 from conversion.source import COPIED
 from numpy_bloom.durable import PIECE_BYTES, sha256
 from numpy_bloom.errors import NumpyBloomError
-from numpy_bloom.tokenizer import MOST_BYTES, TOKENIZER
+from numpy_bloom.tokenizer import MOST_TOKENIZER_BYTES, TOKENIZER
 from numpy_bloom.weights.bounded import MOST_JSON_BYTES
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -53,7 +53,7 @@ class HubSource:
             unfinished.unlink()  # of a run that was cut off; never taken up again
         for file, size in self.sizes.items():
             if file in COPIED or (file.endswith(INDEX_SUFFIX) and "/" not in file):
-                most = MOST_BYTES if file == TOKENIZER else MOST_JSON_BYTES
+                most = MOST_TOKENIZER_BYTES if file == TOKENIZER else MOST_JSON_BYTES
                 if size > most:
                     raise NumpyBloomError(
                         f"{file} of {name} has {size:,} bytes, expected at most {most:,}"

@@ -9,6 +9,7 @@ from conversion.torch_file import read_torch_file
 from numpy_bloom.errors import NumpyBloomError, listing
 from numpy_bloom.weights.bounded import is_file_name, read_json
 from numpy_bloom.weights.dtypes import FLOATING
+from numpy_bloom.weights.manifest import ARRAYS_SUFFIX
 from numpy_bloom.weights.safetensors_file import read_header
 
 SINGLE_SAFETENSORS = "model.safetensors"
@@ -95,7 +96,7 @@ def strip_prefix(tensors: Mapping[str, T]) -> dict[str, T]:
 
 
 def _read_file(path: Path) -> dict[str, SourceTensor]:
-    if path.suffix != ".safetensors":
+    if path.suffix != ARRAYS_SUFFIX:
         return read_torch_file(path)
     arrays = read_header(path)
     _fail_if(

@@ -6,11 +6,13 @@ from typing import Protocol
 
 from conversion.shards import WEIGHTS
 from numpy_bloom.errors import NumpyBloomError, failing_as
+from numpy_bloom.model.config import CONFIG
+from numpy_bloom.tokenizer import TOKENIZER
 
 COPIED = (
-    "config.json",
+    CONFIG,
     "generation_config.json",
-    "tokenizer.json",
+    TOKENIZER,
     "tokenizer_config.json",
     "special_tokens_map.json",
 )

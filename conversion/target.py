@@ -6,7 +6,7 @@ from pathlib import Path
 from numpy_bloom.durable import UNFINISHED, sync_folder
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.sizes import size_text
-from numpy_bloom.weights.manifest import MANIFEST
+from numpy_bloom.weights.manifest import ARRAYS_SUFFIX, MANIFEST
 
 PARTIAL, REPLACED = ".partial", ".replaced"
 """What the names of a conversion's own folders, beside the target, end with."""
@@ -135,7 +135,7 @@ def check_ours(folder: Path, journal: Path) -> None:
 
 def _foreign(folder: Path) -> list[str]:
     """Names of what is in a folder and cannot be of a conversion."""
-    suffixes = (".safetensors", ".json")
+    suffixes = (ARRAYS_SUFFIX, ".json")
     return [
         file.name
         for file in folder.iterdir()

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from numpy_bloom.command import parser, path_argument, run_command
 from numpy_bloom.durable import sha256
 from numpy_bloom.errors import NumpyBloomError, listing, shown
-from numpy_bloom.model.config import BloomConfig
+from numpy_bloom.model.config import CONFIG, BloomConfig
 from numpy_bloom.sizes import size_text
 from numpy_bloom.weights.bounded import read_json
 from numpy_bloom.weights.folder import (
@@ -33,8 +33,6 @@ from numpy_bloom.weights.manifest import (
 )
 from numpy_bloom.weights.safetensors_file import read_header
 from numpy_bloom.weights.stored_matrix import StoredMatrix, read_small
-
-CONFIG = "config.json"
 
 DAMAGED = (
     "convert {files} again: delete what is there of that and run {command}, which writes what is "

@@ -6,6 +6,8 @@ from numbers import Integral
 
 MOST_CHARACTERS = 4000
 """Of an error's text. What a hostile file may have put into it is cut out of the middle."""
+MOST_SHOWN = 60
+"""Characters of a value in it."""
 
 
 class NumpyBloomError(Exception):
@@ -32,20 +34,20 @@ def listing(items: Sequence[str], separator: str = ", ", most: int = 5) -> str:
     return separator.join(items[:most]) + rest
 
 
-def shown(value: object, most: int = 60) -> str:
+def shown(value: object) -> str:
     """A value for one line of an error."""
     try:
         text = repr(value)
     except ValueError:  # an integer of thousands of digits
         text = "a huge number"
-    return text if len(text) <= most else f"{text[:most]}..."
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 def check_whole(name: str, value: object, least: int, most: float = 10**12) -> None:
     """Check an option that must be a whole number from `least` to `most`.
 
     Raises:
-        OptionError: it is not; the message names the interval.
+        OptionError: it is not; the message tells what was expected.
     """
     if not isinstance(value, Integral) or int(value) < least:
         raise OptionError(f"{name} is {shown(value)}; expected a value in [{least}, inf), whole")

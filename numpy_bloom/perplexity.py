@@ -176,7 +176,7 @@ class Evaluation:
     """How well a model predicts a text.
 
     Attributes:
-        perplexity: of a token: e to the power of the next.
+        perplexity: e to the power of `negative_log_likelihood`.
         negative_log_likelihood: mean of the scored tokens, in nats.
         bits_per_byte: of the UTF-8 bytes that the scored tokens stand for.
         tokens, tokens_scored: of the text; all but the first.

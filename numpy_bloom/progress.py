@@ -40,7 +40,7 @@ class PassBar:
                 self._total,
                 now - self._start,
                 ncols=78,
-                prefix=f"{name} of {self._blocks}",
+                prefix=f"{name}, {self._blocks} blocks",
                 unit="B",
                 unit_scale=True,
             )

@@ -2,7 +2,7 @@
 
 A file may have every text filled up to a billion tokens, doubled forty times, or searched with an
 expression that takes years; some values make the library abort. So only what BLOOM's tokenizers
-are made of gets to it: a byte-level BPE, and a few parts of known cost.
+are made of gets to it: a BPE, and a few parts of known cost.
 """
 
 from codecs import BOM_UTF8
@@ -17,7 +17,7 @@ from numpy_bloom.weights.bounded import read_json_and_bytes
 
 TOKENIZER = "tokenizer.json"
 
-MOST_BYTES = 32_000_000
+MOST_TOKENIZER_BYTES = 32_000_000
 """BLOOM's tokenizer.json has 14.5 MB, 26 MB if it is indented."""
 MOST_OUTSIDE = 1_000_000
 """Characters beside the vocabulary and its merges: added tokens, for the most part."""
@@ -40,10 +40,12 @@ EXPRESSIONS = (
 """Regular expressions by which a text may be split; others may take forever on some text."""
 
 WITHOUT = "without this file a model takes and gives token ids"
-"""The way out for whom the tokenizer is not worth more."""
+"""The way out for a model whose tokenizer cannot be had."""
 
 OTHERS = {"version", "truncation", "padding", "added_tokens", "model"}
+"""Keys of the file beside its sections."""
 MODEL = {"type", "unk_token", "fuse_unk", "byte_fallback", "ignore_merges", "vocab", "merges"}
+"""Keys of its BPE."""
 ABSENT = {"dropout", "continuing_subword_prefix", "end_of_word_suffix"}
 """Settings of a BPE that BLOOM's do not use."""
 
@@ -58,7 +60,7 @@ def read_tokenizer(folder: Path, vocab_size: int) -> Tokenizer | None:
     path = folder / TOKENIZER
     if not path.exists() and not path.is_symlink():
         return None
-    values, content = read_json_and_bytes(path, MOST_BYTES)
+    values, content = read_json_and_bytes(path, MOST_TOKENIZER_BYTES)
     fault = next(_faults(values), None)
     if fault:
         raise NumpyBloomError(f"{path}: {fault}, which no tokenizer of a BLOOM needs; {WITHOUT}")

@@ -25,7 +25,7 @@ def main() -> None:
     if args.prompt is None:
         command.error("a prompt is needed, or --list")
     if args.html and args.names:
-        command.error("--html shows what it shows; leave out --names")
+        command.error("--html chooses its stages; leave out --names")
     if args.html:
         check_page(args.html)
     with load(args.model, memory=args.memory, threads=args.threads) as bloom:

@@ -112,6 +112,7 @@ def test_text_as_prompt(model: numpy_bloom.Bloom) -> None:
             {"length_penalty": float("inf")},
             "length_penalty is inf; expected a value in (-inf, inf)",
         ),
+        ({"length_penalty": "a"}, "length_penalty is 'a'; expected a value in (-inf, inf)"),
         ({"early_stopping": "never"}, "early_stopping is 'never'; expected True or False"),
         ({"repetition_penalty": 0}, "repetition_penalty is 0; expected a value in (0, inf)"),
         ({"stop": [""]}, "stop text is empty"),

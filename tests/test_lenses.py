@@ -146,3 +146,6 @@ def test_the_bill_counts_every_weight_and_every_visible_pair(model: Bloom) -> No
         assert cost.seconds is not None and cost.seconds > 0
     assert head.flops == 2 * 7 * 24 * model.config.vocab_size
     assert head.weight_bytes == 2 * 24 * model.config.vocab_size
+    _, step = next(model.trace_generation(IDS[:7], max_new_tokens=1))
+    *_, head = costs(step)  # of the last token alone
+    assert head.flops == 2 * 24 * model.config.vocab_size

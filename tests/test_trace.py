@@ -270,7 +270,7 @@ def test_a_text_may_have_more_tokens_than_python_has_frames(model: Bloom) -> Non
     _, trace = model.trace(IDS[:1], names="embed")
     last = trace
     for _ in range(sys.getrecursionlimit()):
-        last = Trace(trace.model, trace.token_ids, trace._arrays, [], last)
+        last = Trace(trace.model, trace.token_ids, trace._arrays, [], logit_rows=1, previous=last)
     assert last.past == sys.getrecursionlimit()
     assert np.array_equal(last.so_far("embed"), np.repeat(trace["embed"], last.past + 1, axis=0))
 

@@ -1,23 +1,13 @@
 """The cache of a sequence whose keys and values lie on the workers."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.weights.dtypes import Floats
 
-
-class Keeper(Protocol):
-    """What a remote cache asks of its model."""
-
-    def token(self, cache: "RemoteCache", place: int) -> Floats:
-        """Keys and values of one token in every block."""
-
-    def put(self, cache: "RemoteCache", place: int, keys_values: Floats) -> None:
-        """Put them back."""
-
-    def copy_prefix(self, to: "RemoteCache", of: "RemoteCache", tokens: int, known: int) -> None:
-        """Copy what the first tokens of one have, but for the first known ones, to another."""
+if TYPE_CHECKING:
+    from numpy_bloom.cluster.model import ClusterModel
 
 
 class RemoteCache:
@@ -27,7 +17,7 @@ class RemoteCache:
     that was interrupted; and of which they are, so that all of it can be computed again.
 
     Args:
-        keeper: the model.
+        model: whose it is.
         number: by which the workers know the cache.
         capacity: tokens that fit.
         pass_tokens: most that a pass of its run takes.
@@ -42,7 +32,7 @@ class RemoteCache:
 
     def __init__(
         self,
-        keeper: Keeper,
+        model: "ClusterModel",
         number: int,
         capacity: int,
         pass_tokens: int,
@@ -55,7 +45,7 @@ class RemoteCache:
         self.token_shape = token_shape
         self.intact = intact
         self.length = 0
-        self._keeper = keeper
+        self._model = model
         self._ids: list[int | None] = []
 
     def check_room(self, tokens: int) -> None:
@@ -91,15 +81,15 @@ class RemoteCache:
 
     def token(self, place: int) -> Floats:
         """See `KVCache`."""
-        return self._keeper.token(self, place)
+        return self._model.token(self, place)
 
     def put(self, place: int, keys_values: Floats) -> None:
         """See `KVCache`."""
-        self._keeper.put(self, place, keys_values)
+        self._model.put(self, place, keys_values)
         self._ids[place:] = [None, *self._ids[place + 1 :]]
 
     def copy_prefix(self, other: "RemoteCache", tokens: int, known: int = 0) -> None:
         """See `KVCache`."""
-        self._keeper.copy_prefix(self, other, tokens, known)
+        self._model.copy_prefix(self, other, tokens, known)
         self._ids[known:] = other._ids[known:tokens]
         self.length = tokens

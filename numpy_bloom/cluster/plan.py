@@ -38,7 +38,7 @@ class Sizes:
 
     Attributes:
         blocks: of each block.
-        head: of the files that make logits, the last of which is also multiplied by.
+        head: of the last norm and the matrix that make logits.
         head_names: their names.
     """
 

@@ -4,11 +4,12 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
 
-from numpy_bloom.errors import OptionError, check_whole
+from numpy_bloom.errors import OptionError, check_whole, shown
 from numpy_bloom.generation.beam_caches import BeamCache, reorder_caches
 from numpy_bloom.generation.continuation import Continuation, PassStats, Token
 from numpy_bloom.generation.generation import Generation
@@ -53,12 +54,15 @@ class BeamOptions:
         check_whole("num_beams", self.num_beams, 1, MOST_SEQUENCES)
         check_whole("max_new_tokens", self.max_new_tokens, 1)
         SamplingOptions(repetition_penalty=self.repetition_penalty)  # checks it
-        if not math.isfinite(self.length_penalty):
+        penalty = self.length_penalty
+        if not isinstance(penalty, Real) or not -math.inf < penalty < math.inf:
             raise OptionError(
-                f"length_penalty is {self.length_penalty}; expected a value in (-inf, inf)"
+                f"length_penalty is {shown(penalty)}; expected a value in (-inf, inf)"
             )
         if self.early_stopping not in (False, True):
-            raise OptionError(f"early_stopping is {self.early_stopping!r}; expected True or False")
+            raise OptionError(
+                f"early_stopping is {shown(self.early_stopping)}; expected True or False"
+            )
 
 
 class Beam(NamedTuple):

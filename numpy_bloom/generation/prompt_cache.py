@@ -16,6 +16,7 @@ from numpy_bloom.generation.sampling import random_seed
 from numpy_bloom.generation.text import stop_texts
 from numpy_bloom.model.config import BloomConfig
 from numpy_bloom.running.runner import SequenceCache
+from numpy_bloom.weights.manifest import ARRAYS_SUFFIX
 
 ABOUT = ["model", "settings", "prompt_tokens", "taken_over"]
 """What a file says of its text."""
@@ -272,7 +273,7 @@ def fingerprint(manifest: Mapping[str, Any], config: BloomConfig) -> Fingerprint
         manifest: names its files with their checksums.
         config: its sizes.
     """
-    weights = {name: v for name, v in manifest["files"].items() if name.endswith(".safetensors")}
+    weights = {name: v for name, v in manifest["files"].items() if name.endswith(ARRAYS_SUFFIX)}
     sizes = asdict(config)
     del sizes["eos_token_ids"], sizes["tie_word_embeddings"]  # the files tell of a head
     content = json.dumps([weights, sizes], sort_keys=True).encode()

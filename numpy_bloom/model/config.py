@@ -16,6 +16,8 @@ from typing import Any
 from numpy_bloom.errors import NumpyBloomError, shown
 from numpy_bloom.weights.bounded import read_json
 
+CONFIG = "config.json"
+
 ALIASES = {
     "hidden_size": ("hidden_size", "n_embed", "n_embd"),
     "num_attention_heads": ("num_attention_heads", "n_head"),
@@ -30,7 +32,7 @@ MOST = {
     "num_hidden_layers": 1000,
     "vocab_size": 1 << 24,
 }
-"""Some ten times the sizes of the largest BLOOM; more is nothing but a way to fill the memory."""
+"""At least nine times the sizes of the largest BLOOM; more is but a way to fill the memory."""
 
 SWITCHES = ("apply_residual_connection_post_layernorm", "tie_word_embeddings")
 
@@ -66,9 +68,7 @@ class BloomConfig:
         return self.hidden_size // self.num_attention_heads
 
     @classmethod
-    def from_dict(
-        cls, values: Mapping[str, Any], path: Path = Path("config.json")
-    ) -> "BloomConfig":
+    def from_dict(cls, values: Mapping[str, Any], path: Path = Path(CONFIG)) -> "BloomConfig":
         """Read a parsed config.json; errors begin with its path.
 
         Raises:
@@ -152,7 +152,7 @@ def read_config(folder: Path) -> BloomConfig:
     Raises:
         NumpyBloomError: one of the two files is malformed.
     """
-    path = folder / "config.json"
+    path = folder / CONFIG
     config = BloomConfig.from_dict(read_json(path), path)
     generation = folder / "generation_config.json"
     if generation.exists() or generation.is_symlink():

@@ -65,7 +65,7 @@ class Head(NamedTuple):
 
 
 class Parameters(NamedTuple):
-    """The whole model, or a range of its blocks, without what lies before or behind them."""
+    """The whole model, or a range of its blocks; embedding and head if their files were opened."""
 
     blocks: tuple[Block, ...]
     embedding: Embedding | None

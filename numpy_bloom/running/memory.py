@@ -41,9 +41,10 @@ class Needs:
         cache_tokens: for each sequence the tokens that its cache is to hold; 0 if it begins and
             ends with one pass, of which nothing is kept.
         pass_tokens: T of the largest pass, those of other sequences included.
-        logit_rows: rows of V that it takes, of logits and of guesses.
-        target_rows: targets of it, if it is for `score`.
-        longest: tokens of the longest of the sequences that no cache is to hold.
+        logit_rows: (V,) rows that this pass holds, of logits and of guesses.
+        target_rows: tokens of it whose probabilities are wanted, if it is for `score`.
+        longest: tokens of the longest sequence of a pass that is not among `cache_tokens`, or of
+            which nothing is kept.
         beside: bytes that an onlooker keeps.
         draft: another model, of whose memory the run makes use.
     """

@@ -78,7 +78,7 @@ class Room:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Within it no other caller is, of any thread.
+        """Keep all other callers out while the `with` block runs, those of other threads too.
 
         Raises:
             NumpyBloomError: this thread is within it already: it would wait for itself.

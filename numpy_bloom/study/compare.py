@@ -12,13 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from numpy_bloom.errors import NumpyBloomError
-from numpy_bloom.study.stages import AFTER_BLOCKS, local_name
+from numpy_bloom.study.stages import LAST_ROWS, local_name
 from numpy_bloom.weights.dtypes import Floats
 
 Stages = Mapping[str, Floats]
-
-LAST_ROWS = {stage.name for stage in AFTER_BLOCKS}
-"""Stages that a pass may have of its last tokens only."""
 
 HIDDEN = -1e30
 """Scores below it are masked: we write -inf, transformers the lowest float32."""

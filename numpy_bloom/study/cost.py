@@ -35,7 +35,7 @@ def costs(trace: Trace) -> Iterator[Cost]:
         flops, nbytes = _matrices([part.weight for part in parts], tokens)
         flops += _attention_flops(config, tokens, trace.past)
         yield Cost(f"blocks.{i}", flops, nbytes, trace.block_seconds[i])
-    flops, nbytes = _matrices([w.lm_head], tokens)
+    flops, nbytes = _matrices([w.lm_head], trace.logit_rows)
     yield Cost("head", flops, nbytes, None)
 
 

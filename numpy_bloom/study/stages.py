@@ -115,6 +115,8 @@ AFTER_BLOCKS = (
     ),
     Stage("logits", "T V", "ln_final.normalized · lm_headᵀ", "a score for each token", forward),
 )
+LAST_ROWS = {stage.name for stage in AFTER_BLOCKS}
+"""Stages that a pass may have of its last tokens only."""
 
 BY_KEYS = ("attn.qk", "attn.alibi", "attn.mask", "attn.attn_scores", "attn.pattern")
 """Stages whose last axis are the keys S. The model computes them for some queries at a time, and

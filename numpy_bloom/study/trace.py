@@ -24,6 +24,7 @@ class Trace(Mapping[str, Floats]):
     Attributes:
         model: that was run.
         token_ids: (T,) int64, of the pass.
+        logit_rows: how many of these, the last ones, met the vocabulary.
         previous: the trace of the pass before it in the same text, if there was one.
         block_seconds: what each block took, tracing included.
     """
@@ -34,11 +35,14 @@ class Trace(Mapping[str, Floats]):
         token_ids: TokenIds,
         arrays: Arrays,
         block_seconds: Sequence[float],
+        *,
+        logit_rows: int,
         previous: "Trace | None" = None,
     ) -> None:
         self.model = model
         self.token_ids = token_ids
         self.block_seconds = block_seconds
+        self.logit_rows = logit_rows
         self.previous = previous
         self._arrays = arrays
 
@@ -154,7 +158,7 @@ def run_traced(
     except BaseException:
         arrays.discard()
         raise
-    return logits, Trace(model, ids, arrays, capture.block_seconds)
+    return logits, Trace(model, ids, arrays, capture.block_seconds, logit_rows=tokens)
 
 
 def trace_steps(
@@ -187,7 +191,8 @@ def trace_steps(
         token = next(generation, None)
         if token is None:
             break
-        previous = Trace(model, ids, arrays, capture.block_seconds, previous)
+        seconds = capture.block_seconds
+        previous = Trace(model, ids, arrays, seconds, logit_rows=1, previous=previous)
         yield token, previous
         ids = np.array([token.id])
         seen += 1

@@ -9,7 +9,7 @@ from numpy_bloom.model.forward import TokenIds
 from numpy_bloom.running.memory import Needs
 from numpy_bloom.running.model import Model
 from numpy_bloom.study.capture import Edit, check_edits, edited
-from numpy_bloom.study.stages import AFTER_BLOCKS, BY_KEYS, local_name
+from numpy_bloom.study.stages import BY_KEYS, LAST_ROWS, local_name
 from numpy_bloom.weights.dtypes import Floats
 
 
@@ -45,7 +45,6 @@ def run_variants(model: Model, ids: TokenIds, variants: Sequence[Mapping[str, Ed
         check_edits(edits, model.config)
     tokens, count = len(ids), len(variants)
     caches = model.prepare(Needs.of_one_pass([tokens] * count, logit_rows=count))
-    at_end = {stage.name for stage in AFTER_BLOCKS}  # of the last tokens only
 
     def tap(name: str, array: Floats, rows: slice) -> Floats:
         if not any(name in edits for edits in variants):
@@ -54,7 +53,7 @@ def run_variants(model: Model, ids: TokenIds, variants: Sequence[Mapping[str, Ed
         for number, edits in enumerate(variants):
             if name not in edits:
                 continue
-            if name in at_end:
+            if name in LAST_ROWS:
                 own = slice(number, number + 1)
             else:
                 first = max(rows.start, number * tokens) - rows.start

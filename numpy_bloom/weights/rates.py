@@ -52,7 +52,7 @@ def memory_rate(team: Team, most: int) -> float:
     BLAS must be held to one thread.
 
     Args:
-        most: bytes to use; little more than `MEMORY_BYTES` are not.
+        most: bytes to use; never more than `MEMORY_BYTES`.
     """
     vectors = np.ones((16, min(MEMORY_BYTES, most) // 64), dtype=np.float32)
     return vectors.nbytes / _fastest(team, lambda i: np.dot(vectors[i], vectors[i]), 16)

@@ -1,4 +1,4 @@
-"""Arrays of an array file, with all that is to be read before they can be used."""
+"""A matrix of an array file, with the small arrays beside it that its format needs."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -5,7 +5,7 @@ const { T, L, N } = facts.sizes;
 
 const VIEWS = { float32: Float32Array, int32: Int32Array, uint16: Uint16Array };
 
-/** An array of the page: {data, shape}. Unpacked anew each time, see `block`. */
+/** An array of the page: {data, shape}. Unpacked anew each time, see `attentionOf`. */
 async function unpack(name) {
   const element = document.getElementById(`array-${name}`);
   const packed = Uint8Array.from(atob(element.textContent), (c) => c.charCodeAt(0));

@@ -7,7 +7,6 @@ import numpy as np
 import numpy.typing as npt
 
 from numpy_bloom.model.primitives import log_softmax
-from numpy_bloom.study.cost import costs
 from numpy_bloom.study.lenses import attributions, logit_lens
 from numpy_bloom.study.stages import IN_BLOCK
 from numpy_bloom.study.trace import Trace
@@ -96,8 +95,3 @@ def _attribution_arrays(trace: Trace) -> dict[str, Array]:
         "logit": [parts.logit for parts in every],
     }
     return {f"parts-{name}": np.array(each, dtype=np.float32) for name, each in columns.items()}
-
-
-def bill_rows(trace: Trace) -> list[dict[str, Any]]:
-    """The bill, a row for each block and the head."""
-    return [cost._asdict() for cost in costs(trace)]

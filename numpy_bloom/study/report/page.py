@@ -15,13 +15,13 @@ from tokenizers import Tokenizer
 from numpy_bloom.errors import NumpyBloomError, failing_as
 from numpy_bloom.model.alibi import alibi_slopes
 from numpy_bloom.running.runner import check_finite
+from numpy_bloom.study.cost import costs
 from numpy_bloom.study.report.labels import Labels, is_right_to_left
 from numpy_bloom.study.report.numbers import (
     NORMED,
     PATTERN_STEPS,
     Array,
     arrays,
-    bill_rows,
     patterns,
 )
 from numpy_bloom.study.trace import Trace
@@ -132,7 +132,7 @@ def _facts(trace: Trace, tokenizer: Tokenizer | None) -> dict[str, Any]:
             for s in NORMED
         ],
         "patternSteps": PATTERN_STEPS,
-        "bill": bill_rows(trace),
+        "bill": [cost._asdict() for cost in costs(trace)],
     }
 
 
