@@ -160,7 +160,7 @@ def _opened(target: Path) -> tuple[Folder, dict[str, list[Tensor]]]:
         [_tensor(folder, file, name) for name in file.shapes]
         for file in listed_files(folder.manifest["files"], *sizes)
     ]
-    if not config.tie_word_embeddings and LM_HEAD not in folder.matrices:
+    if not config.tie_word_embeddings and LM_HEAD not in folder.files:
         embeddings = files[0][0]
         files.append([embeddings._replace(name=HEAD_WEIGHT)])  # else transformers makes up a head
     return folder, _cut(files)
@@ -169,10 +169,10 @@ def _opened(target: Path) -> tuple[Folder, dict[str, list[Tensor]]]:
 def _tensor(folder: Folder, file: ArrayFile, name: str) -> Tensor:
     """An array of the model as a tensor of the checkpoint."""
     key = name if name == HEAD_WEIGHT else PREFIX + file.prefix + name
-    if name in folder.vectors[file.name]:
-        vector = folder.vectors[file.name][name]
+    if name in folder.files[file.name].vectors:
+        vector = folder.files[file.name].vectors[name]
         return Tensor(key, vector.dtype, vector.shape, vector)
-    matrix = folder.matrices[file.name][name]
+    matrix = folder.files[file.name].matrices[name]
     dtype = WIDENED.get(matrix.format.dtype, matrix.format.dtype)
     return Tensor(key, dtype, matrix.shape, matrix)
 

@@ -197,8 +197,8 @@ def test_deep(source: Path, tmp_path: Path, dtype: str) -> None:
     target = tmp_path / "model"
     convert(source, target, dtype)
     folder = Folder.open(target, BLOCKS, HIDDEN, VOCAB)
-    vector = folder.vectors["block_001.safetensors"]["mlp.dense_4h_to_h.bias"]
-    matrix = folder.matrices["block_001.safetensors"]["mlp.dense_h_to_4h.weight"]
+    vector = folder.files["block_001.safetensors"].vectors["mlp.dense_4h_to_h.bias"]
+    matrix = folder.files["block_001.safetensors"].matrices["mlp.dense_h_to_4h.weight"]
     array = matrix.beside[".row_scale"] if matrix.beside else matrix.array
     for damaged, named in ((vector, vector), (array, array)):
         content = bytearray(damaged.path.read_bytes())
@@ -235,7 +235,9 @@ def test_packed_headers(tmp_path: Path, suffix: str, number: int, text: str) -> 
     target = tmp_path / "model"
     convert(checkpoint.write(tmp_path / "source"), target, "bfloat16-packed")
     assert told(target, deep=True) == []
-    matrix = Folder.open(target, BLOCKS, HIDDEN, VOCAB).matrices["block_000.safetensors"][name]
+    matrix = (
+        Folder.open(target, BLOCKS, HIDDEN, VOCAB).files["block_000.safetensors"].matrices[name]
+    )
     beside = matrix.beside[suffix]
     with beside.path.open("r+b") as file:
         file.seek(beside.offset + beside.nbytes - 8)

@@ -45,21 +45,21 @@ def attention(x: Floats, w: parameters.Attention, p: Pass) -> Floats:
 
 
 def attend(q: Floats, seen: Visible, tap: Callable[[str, Floats], Floats]) -> Floats:
-    """Attention of one sequence's last tokens: softmax(q · kᵀ / √D + ALiBi + mask) · v, by head.
+    """Attention of some tokens of one sequence: softmax(q · kᵀ / √D + ALiBi + mask) · v, by head.
 
     Args:
-        q: (T, N, D) float32, the queries of its last T positions.
-        seen: keys and values of all its positions, with bias and mask.
+        q: (Q, N, D) float32, their queries.
+        seen: keys and values of all positions up to the last of them, with bias and mask.
         tap: sees every stage.
 
     Returns:
-        (T, N, D) float32.
+        (Q, N, D) float32.
     """
-    scaled = q.swapaxes(0, 1) @ seen.keys.swapaxes(1, 2)  # (N, T, S)
+    scaled = q.swapaxes(0, 1) @ seen.keys.swapaxes(1, 2)  # (N, Q, S)
     scaled *= np.float32(1 / math.sqrt(q.shape[-1]))
     scaled = tap("attn.qk", scaled)
-    bias = tap("attn.alibi", seen.bias)  # (N, T, S)
-    mask = tap("attn.mask", seen.mask)  # (T, S)
+    bias = tap("attn.alibi", seen.bias)  # (N, Q, S)
+    mask = tap("attn.mask", seen.mask)  # (Q, S)
     scores = tap("attn.attn_scores", scaled + bias + mask)
     pattern = tap("attn.pattern", softmax(scores))
-    return (pattern @ seen.values).swapaxes(0, 1)  # (T, N, D)
+    return (pattern @ seen.values).swapaxes(0, 1)  # (Q, N, D)

@@ -6,6 +6,7 @@ Shape letters, used in every docstring and comment of this package:
     S  tokens in one sequence's cache after it       N  attention heads
     B  sequences in the pass                         D  size of a head, H / N
     L  blocks                                        V  rows of the vocabulary
+    Q  tokens of one sequence that attention takes at a time
 """
 
 from collections.abc import Mapping

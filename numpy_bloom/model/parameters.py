@@ -7,9 +7,7 @@ numbers lie on disk or in memory, in their stored type, and only `linear` and `l
 from typing import NamedTuple
 
 from numpy_bloom.weights.dtypes import Floats
-from numpy_bloom.weights.folder import EMBEDDINGS, FINAL_LAYERNORM, LM_HEAD, block_file
 from numpy_bloom.weights.matrix import Matrix
-from numpy_bloom.weights.store import WeightStore
 
 
 class LayerNorm(NamedTuple):
@@ -96,38 +94,3 @@ class Parameters(NamedTuple):
     def _head(self) -> Head:
         assert self.head is not None, "this range of blocks has no head"
         return self.head
-
-
-def bloom_parameters(store: WeightStore, blocks: range) -> Parameters:
-    """Build the tree over an opened folder; vectors are read now, matrices when they are used.
-
-    Args:
-        store: over a folder of which these blocks were opened.
-        blocks: their numbers.
-    """
-
-    def layer_norm(file: str, name: str) -> LayerNorm:
-        return LayerNorm(store.vector(file, f"{name}.weight"), store.vector(file, f"{name}.bias"))
-
-    def affine(file: str, name: str) -> Affine:
-        return Affine(store.matrix(file, f"{name}.weight"), store.vector(file, f"{name}.bias"))
-
-    def block(file: str) -> Block:
-        return Block(
-            layer_norm(file, "input_layernorm"),
-            Attention(
-                affine(file, "self_attention.query_key_value"), affine(file, "self_attention.dense")
-            ),
-            layer_norm(file, "post_attention_layernorm"),
-            MLP(affine(file, "mlp.dense_h_to_4h"), affine(file, "mlp.dense_4h_to_h")),
-        )
-
-    embedding = head = None
-    if EMBEDDINGS in store.folder.matrices:
-        word_embeddings = store.matrix(EMBEDDINGS, "word_embeddings.weight")
-        embedding = Embedding(word_embeddings, layer_norm(EMBEDDINGS, "word_embeddings_layernorm"))
-    if store.folder.head is not None:
-        name = "lm_head" if store.folder.head == LM_HEAD else "word_embeddings"
-        matrix = store.matrix(store.folder.head, f"{name}.weight")
-        head = Head(layer_norm(FINAL_LAYERNORM, "ln_f"), matrix)
-    return Parameters(tuple(block(block_file(i)) for i in blocks), embedding, head)

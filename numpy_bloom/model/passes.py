@@ -34,8 +34,8 @@ class Visible(NamedTuple):
     Attributes:
         rows: their place among the T tokens of the pass.
         keys, values: (N, S, D) float32 of all positions up to the last of them.
-        bias: (N, T, S) float32, ALiBi's.
-        mask: (T, S) float32, 0 where they may look and -inf elsewhere.
+        bias: (N, Q, S) float32, ALiBi's.
+        mask: (Q, S) float32, 0 where they may look and -inf elsewhere.
     """
 
     rows: slice
@@ -53,9 +53,9 @@ class Pass:
         config: the model's sizes.
         lengths: how many of the T tokens belong to each sequence.
         caches: of each sequence.
-        bias: (N, T, S) float32, ALiBi's for the last T positions of the longest sequence, as many
-            as a slice has at most.
-        mask: (T, S) float32, for the same positions.
+        bias: (N, Q, S) float32, ALiBi's for the last positions of the longest sequence, as many as
+            a slice has at most.
+        mask: (Q, S) float32, for the same positions.
         team: the threads that compute.
         onlooker: sees every stage.
         block: the block that the tokens are in.
@@ -86,8 +86,8 @@ class Pass:
         """
         queries = min(SLICE_TOKENS, max(lengths))
         seen = max(cache.length + length for cache, length in zip(caches, lengths, strict=True))
-        bias = alibi_bias(alibi_slopes(config.num_attention_heads), queries, seen)  # (N, T, S)
-        mask = causal_mask(queries, seen)  # (T, S)
+        bias = alibi_bias(alibi_slopes(config.num_attention_heads), queries, seen)  # (N, Q, S)
+        mask = causal_mask(queries, seen)  # (Q, S)
         for shared in (bias, mask):  # by all slices: no onlooker may change them in place
             shared.flags.writeable = False
         return cls(config, lengths, caches, bias, mask, team, onlooker)

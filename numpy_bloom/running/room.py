@@ -9,8 +9,8 @@ from typing import Any
 from numpy_bloom.errors import NumpyBloomError
 from numpy_bloom.model.cache import Cache, KVCache, OnePassCache
 from numpy_bloom.model.config import BloomConfig
-from numpy_bloom.model.parameters import bloom_parameters
 from numpy_bloom.running.memory import Needs, Resident, logit_bytes, pass_bytes, score_bytes
+from numpy_bloom.running.tree import parameter_tree
 from numpy_bloom.sizes import megabytes_text, size_text
 from numpy_bloom.weights.store import WeightStore
 
@@ -44,7 +44,7 @@ class Room:
         self.memory = memory
         self.blocks = range(config.num_hidden_layers) if blocks is None else blocks
         self.stream = store.stream
-        self.parameters = bloom_parameters(store, self.blocks)
+        self.parameters = parameter_tree(store, self.blocks)
         self.memory_for_all = 0
         # The runs that are not over: the caches of each, bytes that its largest pass needs, and
         # the draft model that takes its share of the memory meanwhile.

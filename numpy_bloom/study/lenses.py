@@ -139,7 +139,7 @@ def attributions(
 
     Args:
         trace: with blocks.0.resid_pre, every attn.z and mlp_out, the last resid_post and logits.
-        positions: of the tokens after which the logits are, one at each.
+        positions: of the P tokens after which the logits are, one at each.
         token_ids: whose logits, as many. Default: the likeliest ones'.
 
     Raises:

@@ -126,14 +126,12 @@ class Folder:
 
     Attributes:
         path: the folder.
-        vectors, matrices: for each file of `model_files` (and `LM_HEAD`, if the head is untied)
-            that was opened, what it holds by name.
+        files: those of `model_files` (and `LM_HEAD`, if the head is untied) that were opened.
         manifest: the parsed manifest.json.
     """
 
     path: Path
-    vectors: dict[str, dict[str, StoredArray]]
-    matrices: dict[str, dict[str, StoredMatrix]]
+    files: Mapping[str, FileArrays]
     manifest: dict[str, Any]
 
     @classmethod
@@ -169,17 +167,14 @@ class Folder:
         files = listed_files(entries, blocks, hidden_size, vocab_size)
         others = {file.name for file in files} - wanted
         check_sizes(path, {name: entry for name, entry in entries.items() if name not in others})
-        folder = cls(path, {}, {}, manifest)
-        for file in files:
-            if file.name in wanted:
-                folder.vectors[file.name], folder.matrices[file.name] = read_file(path, file)
-        return folder
+        opened = {file.name: read_file(path, file) for file in files if file.name in wanted}
+        return cls(path, opened, manifest)
 
     @property
     def head(self) -> str | None:
         """The file of the matrix that makes logits, if it was opened."""
         head = head_files(self.manifest)
-        return head[-1] if set(head) <= self.vectors.keys() else None
+        return head[-1] if set(head) <= self.files.keys() else None
 
 
 def check_listing(path: Path, names: Collection[str], blocks: int) -> None:

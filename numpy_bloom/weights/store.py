@@ -75,14 +75,14 @@ class WeightStore:
         Raises:
             NumpyBloomError: it cannot be read, or holds NaN or inf.
         """
-        array = self.folder.vectors[file][name]
+        array = self.folder.files[file].vectors[name]
         values = widen(read_small(array), array.dtype)
         self.vector_bytes += values.nbytes
         return values
 
     def matrix(self, file: str, name: str) -> Matrix:
         """A handle on a big array."""
-        stored = self.folder.matrices[file][name]
+        stored = self.folder.files[file].matrices[name]
         if stored.array not in self._matrices:  # an embedding that is no head
             return Matrix(stored.array, self._format(stored), self)
         return self._matrices[stored.array]
@@ -144,9 +144,9 @@ class WeightStore:
 
 def _pass_order(folder: Folder) -> list[StoredMatrix]:
     """The matrices that a pass multiplies by, in order: the blocks', then the head."""
-    files = [file for file in folder.matrices if file not in (EMBEDDINGS, LM_HEAD)]
+    files = [file for file in folder.files if file not in (EMBEDDINGS, LM_HEAD)]
     heads = [] if folder.head is None else [folder.head]
-    return [matrix for file in files + heads for matrix in folder.matrices[file].values()]
+    return [matrix for file in files + heads for matrix in folder.files[file].matrices.values()]
 
 
 def _parts(array: StoredArray, format: Format, chunks: list[Chunk]) -> list[Piece]:
