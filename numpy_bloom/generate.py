@@ -36,8 +36,8 @@ def main() -> None:
     with ExitStack() as models:
 
         def opened(folder: str | None, cluster: str | None = None) -> Bloom:
-            options = {"memory": args.memory, "threads": args.threads, "cluster": cluster}
-            return models.enter_context(load(folder, **options))
+            bloom = load(folder, memory=args.memory, threads=args.threads, cluster=cluster)
+            return models.enter_context(bloom)
 
         model = opened(args.model, args.cluster)
         if args.draft_model is not None:

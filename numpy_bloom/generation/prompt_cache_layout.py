@@ -27,7 +27,7 @@ from numpy_bloom.weights.safetensors_file import header_bytes
 FORMAT = "numpy-bloom kept text 1"
 BEGINNING = f'{{"__metadata__":{{"format":"{FORMAT}"'.encode()
 """Of a header. A file without it is somebody's own, and is left alone whatever is to be ignored."""
-MAX_HEADER_BYTES = 100_000_000
+MOST_HEADER_BYTES = 100_000_000
 """As the safetensors library has it."""
 RECORD = struct.Struct("<QdQQ")
 CONTENT = struct.Struct("<QdQ")
@@ -95,7 +95,7 @@ def read_header(handle: int, path: Path) -> tuple[Layout, dict[str, Any]]:
     prefix = bytearray(8)
     read_whole(handle, path, prefix, 0)
     length = int.from_bytes(prefix, "little")
-    if not 0 < length <= min(MAX_HEADER_BYTES, size - 8):
+    if not 0 < length <= min(MOST_HEADER_BYTES, size - 8):
         raise DamagedError(path, f"its header would have {length:,} bytes")
     text = bytearray(length)
     read_whole(handle, path, text, 8)

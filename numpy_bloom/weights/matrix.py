@@ -23,7 +23,7 @@ NOT_MULTIPLIED = -1
 """In place of a number, if nothing is multiplied by a matrix."""
 
 
-class Piece(NamedTuple):
+class MatrixPart(NamedTuple):
     """Some rows of a matrix, the number of the chunk in which they are, and whether they are the
     first in it: it may hold several parts, of several matrices.
     """
@@ -75,7 +75,7 @@ class Matrix:
         array: StoredArray,
         format: Format,
         store: "WeightStore",
-        parts: Sequence[Piece] = (),
+        parts: Sequence[MatrixPart] = (),
         number: int = NOT_MULTIPLIED,
     ) -> None:
         self.shape = format.shape
@@ -108,14 +108,14 @@ class Matrix:
             yield from tiles
 
     def _cut(
-        self, part: Piece, content: memoryview, done: Callable[[], None]
+        self, part: MatrixPart, content: memoryview, done: Callable[[], None]
     ) -> Iterator[TileInUse]:
         """The tiles of one part, whose chunk's bytes are at hand."""
         for rows, skip, nbytes in self._cuts(part):
             stored = np.frombuffer(content, np.uint8, nbytes, skip)
             yield TileInUse(rows, self.format.tile(stored, rows), done)
 
-    def _cuts(self, part: Piece) -> Iterator[Cut]:
+    def _cuts(self, part: MatrixPart) -> Iterator[Cut]:
         """Where the tiles of one part lie in its chunk."""
         format, chunk = self.format, self._store.stream.chunks[part.chunk]
         for start in part.rows[:: format.tile_rows]:

@@ -30,6 +30,8 @@ from numpy_bloom.weights.formats import Format, Tile
 from numpy_bloom.weights.shared import SharedMemory
 from numpy_bloom.weights.team import one_blas_thread
 
+logger = logging.getLogger(__name__)
+
 MOST_TOKENS = 8
 """With more of them in a pass a tile takes so long that threads lose little."""
 
@@ -50,8 +52,6 @@ _COMMAND = struct.Struct("<QII")
 """Its number, the matrix's, and how many tokens."""
 _ANSWER = struct.Struct("<Q")
 """The number of the command that is done. The first answer, 0, says that the process is ready."""
-
-_log = logging.getLogger("numpy_bloom")
 
 
 class Cut(NamedTuple):
@@ -167,7 +167,7 @@ class Processes:
     def _lost(self) -> None:
         """One has ended, or hangs: none is asked any more."""
         if not self._ended:
-            _log.warning("a process that helped to compute has ended; threads do its part")
+            logger.warning("a process that helped to compute has ended; threads do its part")
         self._ended = True
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ from numpy_bloom.weights.dtypes import Floats, widen
 from numpy_bloom.weights.files import DirectFiles
 from numpy_bloom.weights.folder import EMBEDDINGS, LM_HEAD, Folder
 from numpy_bloom.weights.formats import Format
-from numpy_bloom.weights.matrix import ChunksInUse, Matrix, Piece, bytes_of
+from numpy_bloom.weights.matrix import ChunksInUse, Matrix, MatrixPart, bytes_of
 from numpy_bloom.weights.processes import PROCESS_BYTES, Processes, exchange_bytes
 from numpy_bloom.weights.safetensors_file import StoredArray
 from numpy_bloom.weights.stored_matrix import StoredMatrix, read_small
@@ -149,7 +149,7 @@ def _pass_order(folder: Folder) -> list[StoredMatrix]:
     return [matrix for file in files + heads for matrix in folder.files[file].matrices.values()]
 
 
-def _parts(array: StoredArray, format: Format, chunks: list[Chunk]) -> list[Piece]:
+def _parts(array: StoredArray, format: Format, chunks: list[Chunk]) -> list[MatrixPart]:
     """A matrix's rows in parts of whole tiles that can be read at once; the chunks grow by them."""
     rows, columns = format.shape
     step = max(1, CHUNK_BYTES // format.nbytes(format.tile_rows, columns)) * format.tile_rows
@@ -157,7 +157,7 @@ def _parts(array: StoredArray, format: Format, chunks: list[Chunk]) -> list[Piec
     for start in range(0, rows, step):
         part, before = range(start, min(start + step, rows)), len(chunks)
         _extend(chunks, bytes_of(array, format, part))
-        parts.append(Piece(len(chunks) - 1, part, len(chunks) > before))
+        parts.append(MatrixPart(len(chunks) - 1, part, len(chunks) > before))
     return parts
 
 

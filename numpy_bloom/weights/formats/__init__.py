@@ -1,7 +1,13 @@
 """The formats of matrices, one file for each family."""
 
 from numpy_bloom.weights.formats.base import Encoder, Format, Tile
-from numpy_bloom.weights.formats.floating import BFloat16, Float16, Float32, FloatingEncoder
+from numpy_bloom.weights.formats.floating import (
+    BFloat16,
+    Float16,
+    Float32,
+    Floating,
+    FloatingEncoder,
+)
 from numpy_bloom.weights.formats.int4 import Int4, Int4Encoder
 from numpy_bloom.weights.formats.int8 import Int8, Int8Encoder
 from numpy_bloom.weights.formats.packed import PackedBFloat16, PackedEncoder
@@ -25,5 +31,5 @@ def encoder(dtype: str, shape: tuple[int, ...]) -> Encoder:
     if dtype == "bfloat16-packed":
         return PackedEncoder(shape)
     floating = FORMATS[dtype]
-    assert issubclass(floating, Float32)
+    assert issubclass(floating, Floating)
     return FloatingEncoder(shape, floating)

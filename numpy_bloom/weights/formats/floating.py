@@ -36,10 +36,8 @@ _FLOAT16_BITS = np.array(0x8FFFE000, dtype=np.uint32)
 FLOAT16_SCALE = np.float32(2.0**112)
 
 
-class Float32(Format):
+class Floating(Format):
     """Numbers of a floating type, row after row. A tile is an array of them."""
-
-    dtype = stored_dtype = "float32"
 
     @classmethod
     def nbytes(cls, rows: int, columns: int) -> int:
@@ -64,7 +62,13 @@ class Float32(Format):
         return multiply
 
 
-class _SixteenBits(Float32):
+class Float32(Floating):
+    """Numbers of float32."""
+
+    dtype = stored_dtype = "float32"
+
+
+class _SixteenBits(Floating):
     """Numbers of sixteen bits, multiplied in pairs."""
 
     def product(self, x: Floats) -> Product:
@@ -103,7 +107,7 @@ class _SixteenBits(Float32):
 
 
 class BFloat16(_SixteenBits):
-    """Numbers of bfloat16, row after row."""
+    """Numbers of bfloat16."""
 
     dtype = stored_dtype = "bfloat16"
 
@@ -117,7 +121,7 @@ class BFloat16(_SixteenBits):
 
 
 class Float16(_SixteenBits):
-    """Numbers of float16, row after row."""
+    """Numbers of float16."""
 
     dtype = stored_dtype = "float16"
 
@@ -137,7 +141,7 @@ class Float16(_SixteenBits):
 class FloatingEncoder(Encoder):
     """Rounds to a floating type."""
 
-    def __init__(self, shape: tuple[int, ...], target: type[Float32]) -> None:
+    def __init__(self, shape: tuple[int, ...], target: type[Floating]) -> None:
         super().__init__(shape)
         self._target = target
 

@@ -70,7 +70,7 @@ class PackedBFloat16(Format):
 
     @classmethod
     def nbytes(cls, rows: int, columns: int) -> int:
-        return _filled_up(rows) * columns * 3 // 2
+        return _padded(rows) * columns * 3 // 2
 
     @classmethod
     def arrays(cls, shape: tuple[int, ...]) -> dict[str, Spec]:
@@ -108,7 +108,7 @@ class PackedBFloat16(Format):
         """The tile as bfloat16 patterns (rows, inputs), in the thread's scratch array."""
         stored, rows, exceptions = tile
         columns = self.shape[1]
-        filled = _filled_up(rows)
+        filled = _padded(rows)
         size = filled * columns
         patterns = scratch(-(-size // 2), Scratch.BITS).view(np.uint16)[:size]
         whole = rows - rows % self.block_rows
@@ -146,7 +146,7 @@ class PackedBFloat16(Format):
         np.bitwise_or(patterns[:, 2:], part, out=patterns[:, 2:])
 
 
-def _filled_up(rows: int) -> int:
+def _padded(rows: int) -> int:
     """The next multiple of 4."""
     return -(-rows // 4) * 4
 
@@ -223,5 +223,5 @@ def _patterns(values: Stored, dtype: str) -> Patterns:
 
 def _with_rows(rows: Patterns) -> Patterns:
     """Rows of zeros added up to the next multiple of 4."""
-    missing = _filled_up(len(rows)) - len(rows)
+    missing = _padded(len(rows)) - len(rows)
     return np.concatenate([rows, np.zeros((missing, rows.shape[1]), rows.dtype)])
