@@ -117,8 +117,11 @@ def _open_direct(path: Path) -> int:
 
 
 def _write(handle: int, content: memoryview) -> None:
-    """Write at the end of a file; through the page cache what the system does not take past it: the
-    last bytes, if they do not fill a page, and all where a file system cannot."""
+    """Write at the end of a file.
+
+    Through the page cache goes what the system does not take past it: the last bytes, if they do
+    not fill a page, and all where a file system cannot.
+    """
     while content:
         flags = fcntl.fcntl(handle, fcntl.F_GETFL)
         try:

@@ -28,11 +28,11 @@ def run_command(main: Callable[[], None], name: str) -> int:
         Ctrl-C.
     """
     try:
-        interrupts.begin()
-        _prepare_streams()
-        with _log_on_stderr():
-            main()
-        sys.stdout.flush()
+        with interrupts.as_exceptions():
+            _prepare_streams()
+            with _log_on_stderr():
+                main()
+            sys.stdout.flush()
     except OptionError as error:
         return _failed(name, str(error), WRONG_USAGE)
     except BrokenPipeError:

@@ -36,7 +36,7 @@ def step(pytestconfig: pytest.Config) -> int:
 
 @pytest.fixture(autouse=True, scope="session")
 def ctrl_c_is_heard() -> None:
-    """Also if the tests are a shell's job in the background: these are started without it."""
+    """Also if the tests are a shell's job in the background, which begins with SIGINT ignored."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

@@ -82,17 +82,45 @@ def test_a_file_system_that_knows_nothing_of_it(
 def test_a_file_system_that_opens_for_direct_writes_but_refuses_them(
     tmp_path: Path, writer: DirectWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = os.write
+    real, refused = os.write, []
 
     def refusing(handle: int, content: memoryview) -> int:
-        if fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_DIRECT:
+        if is_direct(handle):
+            refused.append(content)
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         return real(handle, content)
 
     monkeypatch.setattr(os, "write", refusing)
     content = content_of(3 * BUFFER + 1)
-    ended(writer.write(tmp_path / "file", pieces(content, 1000)))
+    written = writer.write(tmp_path / "file", pieces(content, 1000))
+    assert ended(written)[0] == len(content)
+    assert len(refused) == can_be_direct(tmp_path)
     assert (tmp_path / "file").read_bytes() == content
+
+
+def test_whole_pages_go_past_the_page_cache(tmp_path: Path, writer: DirectWriter) -> None:
+    for rest in (0, 1):
+        written = writer.write(tmp_path / "file", pieces(content_of(3 * BUFFER + rest), 1000))
+        for write in written.writes:
+            write.result()
+        assert is_direct(written.handle) == (can_be_direct(tmp_path) and not rest)
+        os.close(written.handle)
+
+
+def is_direct(handle: int) -> bool:
+    return bool(fcntl.fcntl(handle, fcntl.F_GETFL) & direct.O_DIRECT)
+
+
+def can_be_direct(folder: Path) -> bool:
+    """Whether platform and file system open files past the page cache."""
+    try:
+        handle = os.open(folder / "other", os.O_WRONLY | os.O_CREAT | direct.O_DIRECT)
+    except OSError:
+        return False
+    try:
+        return is_direct(handle)
+    finally:
+        os.close(handle)
 
 
 @pytest.mark.parametrize("call", [1, 3, 10])

@@ -20,6 +20,7 @@ from support.dials import (
     least_memory,
     model_folder,
 )
+from support.interruptions import Interrupt
 from support.threads import open_files, thread_names
 from threadpoolctl import threadpool_info, threadpool_limits
 
@@ -28,6 +29,7 @@ from numpy_bloom.generation.continuation import Continuation
 from numpy_bloom.generation.sampling import SamplingOptions, draw, next_token_distribution
 from numpy_bloom.model.cache import Cache, KVCache
 from numpy_bloom.running.memory import LIVE_LOGITS, Needs
+from numpy_bloom.weights import team
 from numpy_bloom.weights.team import one_blas_thread
 
 pytestmark = pytest.mark.usefixtures("many_pieces")
@@ -124,6 +126,22 @@ def test_the_limit_of_blas_is_no_threads_own() -> None:
             assert set(blas_threads()) == {1}
             workers[0].submit(guard.__exit__, None, None, None).result()
     assert blas_threads() == before
+
+
+def test_the_limit_of_blas_after_ctrl_c() -> None:
+    """Wherever it came, whoever sets the limit next takes it back."""
+    files = [Path(team.__file__)]
+    with threadpool_limits(2, "blas"):
+        with Interrupt(0, files) as undisturbed, one_blas_thread():
+            pass
+        assert undisturbed.lines > 10
+        for after in range(1, undisturbed.lines + 1):
+            with pytest.raises(KeyboardInterrupt), Interrupt(after, files), one_blas_thread():
+                pass
+            gc.collect()  # what Ctrl-C was caught with
+            with one_blas_thread():
+                assert set(blas_threads()) == {1}
+            assert set(blas_threads()) == {2}
 
 
 @pytest.mark.parametrize("count", [0, 2])

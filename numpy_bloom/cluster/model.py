@@ -49,8 +49,8 @@ class ClusterModel:
         close: gives back all there is.
 
     Attributes:
-        config: as given.
         folder: the converted model.
+        config: as given.
         bytes_read: of weights, read from disk by all passes so far.
     """
 

@@ -86,7 +86,7 @@ class Continuation:
         drafter: guesses.
         passes: those in which it took part.
         restored: how many of its new tokens come from its file.
-        first: how many come from its first pass.
+        first_tokens: how many come from its first pass.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class Continuation:
             if self.finish_reason is not None:
                 prompt_cache.close()
         self.restored = len(self._said)
-        self.first = 1
+        self.first_tokens = 1
 
     @property
     def token_ids(self) -> list[int]:
@@ -240,7 +240,7 @@ class Continuation:
         chosen = self._choose(logits)
         self.add(chosen)
         if not self.passes:
-            self.first = len(chosen)
+            self.first_tokens = len(self._said) - self.restored
         self.cache.length = len(self.prompt_token_ids) + len(self.token_ids) - 1
         self._adapt(len(chosen) - 1)
 

@@ -90,12 +90,13 @@ class Generation(Iterator[Token], ABC):
         prefill = sum(one.seconds for one in passes[:1])
         decode = sum(one.seconds for one in passes[1:])
         new = len(self.token_ids) - self._continuation.restored
+        later = new - self._continuation.first_tokens
         return Stats(
             passes=len(passes),
             tokens_per_pass=new / len(passes) if passes else 0.0,
             prefill_seconds=prefill,
             decode_seconds=decode,
-            tokens_per_second=(new - self._continuation.first) / decode if decode else 0.0,
+            tokens_per_second=later / decode if decode else 0.0,
             weight_bytes_pinned=passes[0].bytes_pinned if passes else 0,
             weight_bytes_read=sum(one.bytes_read for one in passes),
             peak_memory_bytes=peak_memory_bytes(),

@@ -18,8 +18,10 @@ from numpy_bloom.model.config import BloomConfig
 from numpy_bloom.running.runner import SequenceCache
 from numpy_bloom.weights.manifest import ARRAYS_SUFFIX
 
-ABOUT = ["model", "settings", "prompt_tokens", "taken_over"]
-"""What a file says of its text."""
+ABOUT = ("model", "prompt_tokens", "taken_over")
+SETTINGS = (*(field.name for field in fields(GenerationOptions)), "draft_model")
+"""What a file says of its text, and of how it goes on."""
+
 Fingerprint = dict[str, Any]
 """What tells models apart, see `fingerprint`."""
 
@@ -209,6 +211,7 @@ def resume_prompt_cache(path: Path, model: Fingerprint, *, ignore_damaged: bool)
     """
     path = path.resolve()
     file = _opened(path, model, write=True, ignore_damaged=ignore_damaged)
+    _check_says(path, file.about.get("settings"), SETTINGS)
     prompt = file.about["prompt_tokens"]
     new = list(zip(file.ids, file.logprobs, strict=True))[prompt:]
     return PromptCache(
@@ -229,12 +232,7 @@ def _opened(
 ) -> PromptCacheFile:
     """A file that is whole, or damaged only beyond its prompt, and of this model."""
     file = PromptCacheFile.open(path, write=write, ignore_damaged=ignore_damaged)
-    lacking = _lacking(file.about)
-    if lacking:
-        raise NumpyBloomError(
-            f"{path} does not say {listing(lacking)}, it was written with another version; choose "
-            "another file"
-        )
+    _check_says(path, file.about, ABOUT)
     prompt = file.about["prompt_tokens"]
     if len(file.ids) < prompt:
         raise DamagedError(path, f"of the {prompt} tokens of its prompt {len(file.ids)} are there")
@@ -252,11 +250,14 @@ def _opened(
     return file
 
 
-def _lacking(about: Mapping[str, Any]) -> list[str]:
-    """What a file does not say of its text."""
-    options = [*(field.name for field in fields(GenerationOptions)), "draft_model"]
-    lacking = [name for name in ABOUT if name not in about]
-    return lacking or [name for name in options if name not in about["settings"]]
+def _check_says(path: Path, said: object, names: Sequence[str]) -> None:
+    """See that a file says what is to be known."""
+    lacking = [name for name in names if not isinstance(said, dict) or name not in said]
+    if lacking:
+        raise NumpyBloomError(
+            f"{path} does not say {listing(lacking)}: it was written with another version; choose "
+            "another file"
+        )
 
 
 def _cached(file: PromptCacheFile) -> int:

@@ -105,7 +105,7 @@ class PromptCacheFile:
             layout = Layout.of(_json(about), tokens, cache.token_shape)
             file = cls(path, handle, layout, about)
             _lock(handle, partial, fcntl.LOCK_EX)
-            if os.fstat(handle).st_size and not is_ours(handle):  # no run was cut off
+            if os.fstat(handle).st_size and not is_ours(handle):  # not of a run that was cut off
                 raise NumpyBloomError(f"{partial} is in the way; move it, or choose another file")
             try:
                 os.ftruncate(handle, 0)

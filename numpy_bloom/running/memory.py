@@ -14,7 +14,7 @@ residual stream, its norm, the 4H-wide input and its two halves for the kernel, 
 one for temporaries."""
 
 BYTES_PER_SCORE = 13
-"""Of (N, T, S), that a slice has at once: scaled, scores, probabilities, and which of these are
+"""Of (N, Q, S), that a slice has at once: scaled, scores, probabilities, and which of these are
 large enough."""
 
 LIVE_WIDE = 4

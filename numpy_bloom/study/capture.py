@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +60,8 @@ class Arrays(Mapping[str, Floats]):
         """Remove the files of a pass that came to nothing."""
         if self._folder is not None:
             for name in self._arrays:
-                self._path(name).unlink(missing_ok=True)
+                with suppress(OSError):
+                    self._path(name).unlink()
 
     def __getitem__(self, name: str) -> Floats:
         array = self._arrays[name]

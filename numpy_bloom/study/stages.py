@@ -115,7 +115,7 @@ AFTER_BLOCKS = (
     ),
     Stage("logits", "T V", "ln_final.normalized · lm_headᵀ", "a score for each token", forward),
 )
-LAST_ROWS = {stage.name for stage in AFTER_BLOCKS}
+LAST_ROWS = tuple(stage.name for stage in AFTER_BLOCKS)
 """Stages that a pass may have of its last tokens only."""
 
 BY_KEYS = ("attn.qk", "attn.alibi", "attn.mask", "attn.attn_scores", "attn.pattern")

@@ -136,9 +136,9 @@ def run_traced(
     model: Model,
     ids: TokenIds,
     *,
-    names: str | None = None,
-    folder: Path | None = None,
-    edits: Mapping[str, Edit] | None = None,
+    names: str | None,
+    folder: Path | None,
+    edits: Mapping[str, Edit] | None,
 ) -> tuple[Floats, Trace]:
     """One pass over a text from its beginning: its logits (T, V) and its trace.
 

@@ -126,7 +126,8 @@ class Folder:
 
     Attributes:
         path: the folder.
-        files: those of `model_files` (and `LM_HEAD`, if the head is untied) that were opened.
+        files: what those of `model_files` (and `LM_HEAD`, if the head is untied) hold that were
+            opened, by file name.
         manifest: the parsed manifest.json.
     """
 

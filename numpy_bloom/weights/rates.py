@@ -13,7 +13,7 @@ from numpy_bloom.weights.files import DirectFiles, page_buffer
 from numpy_bloom.weights.stream import READERS, Chunk
 from numpy_bloom.weights.team import Team
 
-MOST_BYTES = 1 << 30
+MOST_READ_BYTES = 1 << 30
 MEMORY_BYTES = 1 << 27
 """Read in each round: larger than the caches of most machines."""
 PRODUCTS = 32
@@ -30,7 +30,7 @@ def disk_rate(chunks: Sequence[Chunk]) -> float:
         NumpyBloomError: a file cannot be read.
     """
     largest = max(chunk.nbytes for chunk in chunks)
-    chunks = chunks[: max(1, MOST_BYTES // largest)]
+    chunks = chunks[: max(1, MOST_READ_BYTES // largest)]
     buffers = [page_buffer(largest) for _ in range(READERS)]
 
     def read(first: int, files: DirectFiles) -> None:

@@ -5,6 +5,7 @@ cores itself: widening a tile and multiplying it then happen in the cache of one
 """
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -153,8 +154,12 @@ def _blas() -> list[Any]:
     return list(ThreadpoolController().select(user_api="blas").lib_controllers)
 
 
-_callers: list[None] = []
-_threads_before: list[int] = []  # of each library, while there are callers
+class _Caller:
+    """Who needs the limit, for as long as it lives: Ctrl-C may come before it can say goodbye."""
+
+
+_callers: weakref.WeakSet[_Caller] = weakref.WeakSet()
+_threads_before: list[int] = []  # of each library, while the limit is set
 _limit_lock = threading.Lock()
 
 
@@ -162,18 +167,20 @@ _limit_lock = threading.Lock()
 def one_blas_thread() -> Iterator[None]:
     """The limit is the whole process's: the first caller in sets it, the last one out takes it
     back, in whatever thread."""
+    caller = _Caller()
     with _limit_lock:
-        if not _callers:
+        if not _threads_before:
             _threads_before[:] = [library.num_threads for library in _blas()]
-            _set_blas_threads([1] * len(_threads_before))
-        _callers.append(None)
+        _callers.add(caller)
+        _set_blas_threads([1] * len(_threads_before))
     try:
         yield
     finally:
         with _limit_lock:
-            _callers.pop()
+            _callers.discard(caller)
             if not _callers:
                 _set_blas_threads(_threads_before)
+                _threads_before.clear()
 
 
 def _set_blas_threads(counts: Sequence[int]) -> None:

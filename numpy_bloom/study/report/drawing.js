@@ -50,16 +50,14 @@ function show(figure, drawing, title, caption) {
   const old = figure.querySelector("svg");
   if (old) {
     old.replaceWith(drawing);
-    figure.querySelector("figcaption span").textContent = caption;
-    const button = figure.querySelector("button");
-    button.setAttribute("aria-label", `Save as SVG: ${title}`);
-    button.onclick = () => save(drawing, title);
-    return;
+  } else {
+    const button = html("button", { type: "button" }, "Save SVG");
+    figure.append(drawing, html("figcaption", {}, html("span"), button));
   }
-  const button = html("button", { type: "button" }, "Save SVG");
+  figure.querySelector("figcaption span").textContent = caption;
+  const button = figure.querySelector("button");
   button.setAttribute("aria-label", `Save as SVG: ${title}`);
   button.onclick = () => save(drawing, title);
-  figure.append(drawing, html("figcaption", {}, html("span", {}, caption), button));
 }
 
 /** The width that a figure has for its drawing. */

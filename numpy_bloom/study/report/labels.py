@@ -42,7 +42,7 @@ def readable(data: bytes) -> str:
     text = data.decode("utf-8", "surrogateescape")  # a stray byte becomes U+DC80 to U+DCFF
     visible = any(_shows(character) for character in text)
     label = "".join(_character(character, visible) for character in text)
-    return f"◌{label}" if unicodedata.combining(text[0]) or _is_mark(text[0]) else label
+    return f"◌{label}" if unicodedata.category(text[0])[0] == "M" else label
 
 
 def is_right_to_left(text: str) -> bool:
@@ -64,10 +64,6 @@ def _character(character: str, among_visible: bool) -> str:
 def _shows(character: str) -> bool:
     """Neither separator, control, format character nor unassigned."""
     return unicodedata.category(character)[0] not in "ZC"
-
-
-def _is_mark(character: str) -> bool:
-    return unicodedata.category(character)[0] == "M"
 
 
 def _byte_alphabet() -> dict[str, int]:

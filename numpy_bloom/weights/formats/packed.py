@@ -152,7 +152,7 @@ def _padded(rows: int) -> int:
 
 
 class PackedEncoder(Encoder):
-    """Packs bfloat16; a matrix with many exceptions stays as it is."""
+    """Packs bfloat16; a matrix stays as it is that has many exceptions, or very few rows."""
 
     surveys = True
 

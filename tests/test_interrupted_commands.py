@@ -1,4 +1,4 @@
-"""Ctrl-C while a command is still being imported: one line, as later on."""
+"""Ctrl-C while a command is still being imported, where Python drops it, and at its end."""
 
 import os
 import subprocess
@@ -17,6 +17,12 @@ def interrupt(phase, info):
         gc.callbacks.remove(interrupt)
         os.kill(os.getpid(), signal.SIGINT)
 gc.callbacks.append(interrupt)
+"""
+INTERRUPTS_END = """
+import atexit, os, signal, time
+atexit.register(print, "done")
+atexit.register(time.sleep, 0.1)
+atexit.register(os.kill, os.getpid(), signal.SIGINT)
 """
 COMMANDS = [
     *("conversion", "conversion.verify", "conversion.export", "conversion.split"),
@@ -51,6 +57,18 @@ def test_where_python_drops_it(tmp_path: Path) -> None:
         check=False,
     )
     assert (ended.returncode, ended.stderr) == (130, b"\ngenerate: interrupted\n")
+
+
+def test_after_the_end_it_comes_once(tmp_path: Path) -> None:
+    """Dropped by what the interpreter does at its end, the rest of which is done."""
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPTS_END)
+    ended = subprocess.run(
+        [sys.executable, "-m", "numpy_bloom.generate", "x", "--max-new-tokens", "2"],
+        env={"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
+        capture_output=True,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout[-5:]) == (0, b"done\n")
 
 
 def test_other_programs_keep_their_own_way(tmp_path: Path) -> None:
