@@ -35,18 +35,21 @@ class Journal:
         self._origin: Origin = {}
         self.files: dict[str, Entry | None] = {}
 
-    def read(self, origin: Origin) -> None:
+    def read(self, origin: Origin) -> list[str]:
         """Take over what an earlier run of the same conversion noted; else there are no files.
 
         Files of the source that are gone may have been deleted on purpose; all others must be as
         they were.
+
+        Returns:
+            Names of files that are complete of another conversion, which nothing was taken of.
 
         Raises:
             NumpyBloomError: there is a file under the journal's name that is none.
         """
         self._origin = origin
         if not self.path.exists():
-            return
+            return []
         found = read_json(self.path)
         if not _is_journal(found):
             raise NumpyBloomError(
@@ -58,6 +61,8 @@ class Journal:
             before["files"].get(name) == identity for name, identity in origin["files"].items()
         ):
             self._origin, self.files = before, found["files"]
+            return []
+        return [name for name, entry in found["files"].items() if entry]
 
     def write(self) -> None:
         """Have all this on disk."""

@@ -117,8 +117,17 @@ class FolderWriter:
 
         Args:
             origin: what is converted, and how.
+
+        Raises:
+            NumpyBloomError: it has complete files of a run with other options or another source.
         """
-        self._journal.read(origin)
+        others = [name for name in self._journal.read(origin) if (self.folder / name).exists()]
+        if others:
+            raise NumpyBloomError(
+                f"{self.folder} holds {len(others)} complete files of a run with other options or "
+                "another source, perhaps their only copy; repeat that run to finish it, or remove "
+                "the folder"
+            )
         entries = self._journal.files
         total = sum(int(entry["size"]) for entry in entries.values() if entry)
         with tqdm(

@@ -1,6 +1,7 @@
 """What all commands share: how they read a text, and how they end."""
 
 import argparse
+import errno
 import io
 import logging
 import os
@@ -53,6 +54,8 @@ def run_command(main: Callable[[], None], name: str) -> int:
 def _text(error: NumpyBloomError | OSError) -> str:
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"cannot write stdout: {error.strerror}"  # files have names in their errors
     return str(error)
 
 

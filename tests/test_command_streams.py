@@ -73,7 +73,7 @@ def test_reader_that_went_away(model: Path, form: list[str]) -> None:
     ("redirection", "code", "told"),
     [
         (">&-", 1, r"generate: error: stdout is closed\n"),
-        (">/dev/full", 1, r"generate: error: .*No space left on device\n"),
+        (">/dev/full", 1, r"generate: error: cannot write stdout: No space left on device\n"),
         ("<&-", 0, r".*peak memory.*\n"),
         ("2>&-", 0, ""),
     ],

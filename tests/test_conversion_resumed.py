@@ -119,9 +119,10 @@ def test_a_damaged_file_is_made_again(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("change", ["dtype", "head_dtype", "shard", "config"])
-def test_another_conversion_begins_anew(
+def test_what_another_conversion_has_begun_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
+    """The shards that it comes of may have been deleted."""
     source = in_order().write(tmp_path / "source")
     target = cut_off(source, monkeypatch)
     options = {change: "bfloat16"} if "dtype" in change else {}
@@ -132,6 +133,12 @@ def test_another_conversion_begins_anew(
         os.utime(source / "model.safetensors", ns=(1, 1))
     elif change == "config":
         os.utime(source / "config.json", ns=(1, 1))
+    before, partial = snapshot(tmp_path), target.with_name("model.partial")
+    for overwrite in (False, True):
+        with pytest.raises(NumpyBloomError, match=f"^{partial} holds 2 complete files of a run"):
+            convert(source, target, overwrite=overwrite, **options)
+    assert snapshot(tmp_path) == before
+    shutil.rmtree(partial)
     names = reads(source, target, monkeypatch, **options)
     assert {name[:4] for name in names} == {"word", "h.0.", "h.1.", "ln_f"}
     assert snapshot(target) == expected(source, **options)
@@ -160,14 +167,14 @@ def test_a_foreign_file_in_the_journals_place(tmp_path: Path, content: str) -> N
 def test_shards_are_deleted_when_they_are_converted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each as soon as no file needs it; a run with other options, which would need them, is told
-    so and leaves what came of them."""
+    """Each as soon as no file needs it; a run with other options, which would need them, leaves
+    what came of them."""
     source = Checkpoint().write_in_blocks(tmp_path / "source")
     whole = expected(source)
     target = cut_off(source, monkeypatch, keep_source=False)
     assert not (source / FIRST).exists() and (source / LAST).exists()
     before = snapshot(tmp_path)
-    with pytest.raises(NumpyBloomError, match=f"lacks files.* Missing: {FIRST}"):
+    with pytest.raises(NumpyBloomError, match=r"model.partial holds \d+ complete files of a run"):
         convert(source, target, "float16")
     assert snapshot(tmp_path) == before
     names = reads(source, target, monkeypatch, keep_source=False)

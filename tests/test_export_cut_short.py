@@ -66,10 +66,18 @@ def test_interruptions(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "model"]
 
 
+def refused(model: Path, hf_folder: Path) -> None:
+    """What another export has completed is left alone."""
+    before = snapshot(hf_folder.parent)
+    with pytest.raises(NumpyBloomError, match=f"^{hf_folder}.partial holds .* of a run with other"):
+        export(model, hf_folder)
+    assert snapshot(hf_folder.parent) == before
+
+
 def test_what_was_begun_of_another_model(
     tmp_path: Path, small_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a model that has been converted again meanwhile, or cut into other shards, none stays."""
+    """Of a model that has been converted again meanwhile, or cut into other shards."""
     several(monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", failing(os.fsync, 14, KeyboardInterrupt()))
@@ -79,11 +87,12 @@ def test_what_was_begun_of_another_model(
     shutil.copytree(tmp_path / "hf.partial", tmp_path / "copy.partial")
     shutil.copy(tmp_path / "hf.partial.json", tmp_path / "copy.partial.json")
     monkeypatch.setattr(export_command, "SHARD_BYTES", 2 * SMALL)
-    export(small_copy, tmp_path / "hf")
-    exported(tmp_path / "hf")
+    refused(small_copy, tmp_path / "hf")
     monkeypatch.setattr(export_command, "SHARD_BYTES", SMALL)
     changed = Checkpoint(seed=1)
     convert(changed.write(tmp_path / "source"), small_copy, overwrite=True)
+    refused(small_copy, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy.partial")
     export(small_copy, tmp_path / "copy")
     for name, (_, values) in exported(tmp_path / "copy").items():
         np.testing.assert_array_equal(values, changed.tensors[name.removeprefix("transformer.")])

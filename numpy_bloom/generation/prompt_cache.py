@@ -210,7 +210,14 @@ def resume_prompt_cache(path: Path, model: Fingerprint, *, ignore_damaged: bool)
             use.
     """
     path = path.resolve()
-    file = _opened(path, model, write=True, ignore_damaged=ignore_damaged)
+    try:
+        file = _opened(path, model, write=True, ignore_damaged=ignore_damaged)
+    except DamagedError as error:
+        if not ignore_damaged:
+            raise
+        raise NumpyBloomError(
+            f"{path} is damaged: {error.what}; no text can go on from it, begin it anew"
+        ) from error
     _check_says(path, file.about.get("settings"), SETTINGS)
     prompt = file.about["prompt_tokens"]
     new = list(zip(file.ids, file.logprobs, strict=True))[prompt:]

@@ -38,6 +38,7 @@ class DamagedError(NumpyBloomError):
     """Something in the file is not what was written."""
 
     def __init__(self, path: Path, what: str) -> None:
+        self.what = what
         super().__init__(
             f"{path} is damaged: {what}; choose another file, or ignore what is damaged "
             "(ignore_damaged_cache, --ignore-damaged-cache)"
