@@ -30,6 +30,19 @@ COMMANDS = [
 ]
 
 
+def run(folder: Path, *command: str) -> "subprocess.CompletedProcess[bytes]":
+    """Run a command that finds modules in a folder first."""
+    return subprocess.run(
+        [sys.executable, "-m", *command],
+        env={
+            "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        },
+        capture_output=True,
+        check=False,
+    )
+
+
 @pytest.mark.parametrize(
     ("command", "module"),
     [*((command, "numpy") for command in COMMANDS), ("numpy_bloom.trace", "argparse")],
@@ -37,37 +50,21 @@ COMMANDS = [
 def test_one_line(tmp_path: Path, command: str, module: str) -> None:
     """While the package is imported, and while the command's own module is."""
     (tmp_path / f"{module}.py").write_text(INTERRUPTS)
-    path = os.pathsep.join([str(tmp_path), str(ROOT)])
-    ended = subprocess.run(
-        [sys.executable, "-m", command, "--help"],
-        env={"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
-        check=False,
-    )
+    ended = run(tmp_path, command, "--help")
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, b"", b"\ninterrupted\n")
 
 
 def test_where_python_drops_it(tmp_path: Path) -> None:
     """An exception that leaves a callback of the garbage collector, as Dask has one, is dropped."""
     (tmp_path / "sitecustomize.py").write_text(INTERRUPTS_COLLECTION)
-    ended = subprocess.run(
-        [sys.executable, "-m", "numpy_bloom.generate", "x", "--max-new-tokens", "2000"],
-        env={"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
-        capture_output=True,
-        check=False,
-    )
+    ended = run(tmp_path, "numpy_bloom.generate", "x", "--max-new-tokens", "2000")
     assert (ended.returncode, ended.stderr) == (130, b"\ngenerate: interrupted\n")
 
 
 def test_after_the_end_it_comes_once(tmp_path: Path) -> None:
     """Dropped by what the interpreter does at its end, the rest of which is done."""
     (tmp_path / "sitecustomize.py").write_text(INTERRUPTS_END)
-    ended = subprocess.run(
-        [sys.executable, "-m", "numpy_bloom.generate", "x", "--max-new-tokens", "2"],
-        env={"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
-        capture_output=True,
-        check=False,
-    )
+    ended = run(tmp_path, "numpy_bloom.generate", "x", "--max-new-tokens", "2")
     assert (ended.returncode, ended.stdout[-5:]) == (0, b"done\n")
 
 

@@ -109,7 +109,7 @@ def test_truncated(tiny_model: Bloom, begun_file: Path, tiny_text: list[int]) ->
     begun_file.write_bytes(whole + b"\0")
     told(tiny_model, begun_file, f"it has {len(whole) + 1:,} bytes, expected {len(whole):,}")
     begun_file.write_bytes(whole[:5000])
-    with pytest.raises(NumpyBloomError, match="no text can go on from it, begin it anew$"):
+    with pytest.raises(NumpyBloomError, match=r"no text can go on from it, begin it anew$"):
         tiny_model.resume(begun_file, ignore_damaged_cache=True)
     assert again(tiny_model, begun_file, ignore_damaged_cache=True) == tiny_text
     assert again(tiny_model, begun_file) == tiny_text
