@@ -164,11 +164,13 @@ def test_output_that_is_not_finite(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("tokens", [3, 15])
 def test_memory_that_is_told(model: numpy_bloom.Bloom, tokens: int) -> None:
-    """A pass of the prompt, or of a token for each beam, and the caches of all beams."""
+    """A pass of the prompt, or of a token for each beam, the caches of all beams, and what they are
+    continued by."""
     model.beam_search(PROMPT[:tokens], num_beams=5, max_new_tokens=40)
     work = model.model.working_bytes(max(5, tokens), tokens + 39, logit_rows=5)
     caches = KVCache.nbytes(model.config, 5 * (tokens + 39))
-    assert needed(model) == model.model.store.vector_bytes + caches + work
+    candidates = 60 * 5 * (5 + len(model.config.eos_token_ids))
+    assert needed(model) == model.model.store.vector_bytes + caches + work + candidates
 
 
 def test_memory(tmp_path: Path) -> None:
@@ -187,12 +189,14 @@ def test_memory(tmp_path: Path) -> None:
         found(model, PROMPT, num_beams=4, **options)
 
 
-def test_choosing_takes_no_more_than_is_estimated() -> None:
-    vocab, options = 250_880, BeamOptions(5, 9, [2], repetition_penalty=1.2)
-    logits = np.random.default_rng(0).standard_normal((5, vocab), dtype=np.float32)
+@pytest.mark.parametrize(("count", "vocab"), [(5, 250_880), (300, 1000)])
+def test_choosing_takes_no_more_than_is_estimated(count: int, vocab: int) -> None:
+    options = BeamOptions(count, 9, [2], repetition_penalty=1.2)
+    logits = np.random.default_rng(0).standard_normal((count, vocab), dtype=np.float32)
     state = advance(START, logits[:1], [1], options)
     tracemalloc.start()
     advance(state, logits, [1], options)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak <= 4 * vocab * LIVE_LOGITS
+    candidates = count * beams.most_of_each(options)
+    assert peak <= 4 * vocab * LIVE_LOGITS + beams.CANDIDATE_BYTES * candidates

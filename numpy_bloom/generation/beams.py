@@ -91,6 +91,9 @@ class Beams(NamedTuple):
     ended: list[Beam]
 
 
+CANDIDATE_BYTES = 60
+"""Of a continuation that may play a part: its score, log-probability, token id, beam, and place."""
+
 START = Beams([Beam([], [], np.float32(0))], [])
 
 
@@ -133,9 +136,8 @@ def _continuations(
     running: list[Beam], logits: Floats, prompt_token_ids: list[int], options: BeamOptions
 ) -> list[Beam]:
     """Continuations of beams by one token, the best first; all that can play a part."""
-    # Of each beam, num_beams that do not end, even if all that do are better.
-    count = options.num_beams + len(options.eos_token_ids)
-    found = []
+    count = most_of_each(options)
+    found = []  # of each beam: scores, log-probabilities, token ids
     for beam, row in zip(running, logits, strict=True):
         logprobs = log_softmax(row)  # (V,)
         scores = logprobs
@@ -145,12 +147,25 @@ def _continuations(
         with np.errstate(over="ignore"):
             scores = beam.score + scores
         rank = min(count, len(scores))
-        for token_id in np.flatnonzero(scores >= np.partition(scores, -rank)[-rank]).tolist():
-            token_ids = [*beam.token_ids, token_id]
-            found.append(
-                Beam(token_ids, [*beam.logprobs, float(logprobs[token_id])], scores[token_id])
-            )
-    return _best_first(found)
+        ids = np.flatnonzero(scores >= np.partition(scores, -rank)[-rank])
+        found.append((scores[ids], logprobs[ids], ids))
+    numbers = np.repeat(np.arange(len(found)), [len(ids) for _, _, ids in found])
+    scores, logprobs, ids = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    most = options.num_beams * (1 + len(options.eos_token_ids))  # each beam may end in each way
+    return [
+        Beam(
+            [*running[numbers[place]].token_ids, int(ids[place])],
+            [*running[numbers[place]].logprobs, float(logprobs[place])],
+            scores[place],
+        )
+        for place in np.argsort(-scores, kind="stable")[:most]
+    ]
+
+
+def most_of_each(options: BeamOptions) -> int:
+    """Continuations of one beam that can play a part: `num_beams` that do not end, even if all that
+    do are better."""
+    return options.num_beams + len(options.eos_token_ids)
 
 
 def _best_first(beams: list[Beam]) -> list[Beam]:
@@ -208,10 +223,12 @@ class BeamSearch(Generation):
         self._options = options
         self._beams = START
         count = options.num_beams
+        candidates = count * min(most_of_each(options), model.config.vocab_size)
         needs = Needs(
             [self._continuation.cache_tokens] * count,
             pass_tokens=max(len(prompt_token_ids), count),
             logit_rows=count,
+            beside=CANDIDATE_BYTES * candidates,
         )
         self._caches = [BeamCache(cache) for cache in model.prepare(needs)]
 
